@@ -1,0 +1,149 @@
+"""The commands that are built so far, and the one place where an error becomes an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bco_ray.config.environment import prepare_environment
+from bco_ray.errors import BcoError
+from bco_ray.telemetry import Phases, configure_logging, console
+
+app = typer.Typer(
+    name="bco",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train a language model on its own thumbs-up / thumbs-down, on your own Ray cluster, and serve the result.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="The model registry: versions and aliases.")
+app.add_typer(models_app, name="models")
+
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="YAML spec of the job (docs/spec.md).")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="a.b=value", help="Override a field of the spec.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Storage = Annotated[Path, typer.Option("--storage", help="The storage directory (output.storage of the spec).")]
+NONE: list[str] = []
+
+
+def main() -> None:
+    """Entry point of the `bco` script."""
+    prepare_environment()
+    configure_logging()
+    try:
+        app()
+    except BcoError as error:
+        console.print(f"[bold red]error[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def run(spec: Spec, set_: Overrides = NONE, as_json: AsJson = False) -> None:
+    """Score, train, evaluate and register; run again after any interruption and only the rest is done."""
+    from bco_ray.cli import jobs
+
+    _finish(jobs.run(spec, set_), as_json)
+
+
+@app.command()
+def score(spec: Spec, set_: Overrides = NONE, as_json: AsJson = False) -> None:
+    """Only the first half: feedback log to scored shards."""
+    from bco_ray.cli import jobs
+
+    _finish(jobs.score(spec, set_), as_json)
+
+
+@app.command()
+def train(
+    spec: Spec,
+    set_: Overrides = NONE,
+    as_json: AsJson = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+) -> None:
+    """Only the second half: scored shards (made if missing) to a trained model directory."""
+    from bco_ray.cli import jobs
+
+    _finish(jobs.train(spec, set_, resume=resume), as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where everything is written.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Another seed is another world, model and log.")] = 0,
+    serve: Annotated[bool, typer.Option("--serve", help="Keep the server up at the end (Ctrl-C stops it).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The whole loop on this machine: base model, votes, training, serving, new votes, a second round."""
+    from bco_ray.demo.loop import run_demo
+
+    _finish(run_demo(out, seed=seed, keep_serving=serve, phases=Phases()), as_json)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="name/3, name@prod, name, or a model directory.")],
+    storage: Storage = Path("runs"),
+    host: Annotated[str, typer.Option(help="Loopback only, until API keys exist.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the OpenAI-compatible API.")] = 8000,
+) -> None:
+    """Serve a model over HTTP and log its answers and their thumbs. Ctrl-C stops it."""
+    from bco_ray.cli import server
+
+    server.serve(model, storage, host=host, port=port)
+
+
+@models_app.command("list")
+def models_list(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
+    """Names, versions and aliases."""
+    from bco_ray.storage.registry import Registry
+
+    registry = Registry(storage)
+    _finish({n: {"versions": registry.versions(n), "aliases": registry.aliases(n)} for n in registry.names()}, as_json)
+
+
+@models_app.command("show")
+def models_show(reference: str, storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
+    """Where a version is and what it was made from."""
+    from bco_ray.storage.registry import Registry
+
+    version = Registry(storage).resolve(reference)
+    _finish({"model": version.reference, "directory": str(version.directory), "lineage": version.lineage}, as_json)
+
+
+@models_app.command("promote")
+def models_promote(reference: str, alias: str = "prod", storage: Storage = Path("runs")) -> None:
+    """Point an alias (prod) at a version."""
+    from bco_ray.storage.registry import Registry
+
+    registry = Registry(storage)
+    version = registry.resolve(reference)
+    before = registry.aliases(version.name).get(alias)
+    registry.move_alias(version.name, alias, version.version, expected=before)
+    console.print(f"{version.name}@{alias} is {version.reference} (was {before or 'unset'})")
+
+
+@app.command()
+def env(as_json: AsJson = False) -> None:
+    """Versions and machine, to paste into a bug report."""
+    from bco_ray.cli.environment import report
+
+    _finish(report(), as_json)
+
+
+def _finish(result: dict[str, Any], as_json: bool) -> None:
+    """stdout carries the result alone; bars and logs went to stderr."""
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+        return
+    for key, value in result.items():
+        typer.echo(f"{key}: {value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)}")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

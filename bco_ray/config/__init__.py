@@ -1,0 +1,37 @@
+"""The spec: one pydantic model that is the YAML file, `jobs/*.yaml` and the job API's hyper-parameters.
+
+Imports neither torch nor ray, so that `bco --help`, an editor or a web form can use it for free.
+"""
+
+from bco_ray.config.load import apply_overrides, dump_spec, load_spec, parse_spec
+from bco_ray.config.spec import (
+    CheckpointSpec,
+    DataSpec,
+    JobSpec,
+    LoraSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    OutputSpec,
+    ScoringSpec,
+    ShiftSpec,
+    TrainingSpec,
+    ZeroSpec,
+)
+
+__all__ = [
+    "CheckpointSpec",
+    "DataSpec",
+    "JobSpec",
+    "LoraSpec",
+    "ModelSpec",
+    "ObjectiveSpec",
+    "OutputSpec",
+    "ScoringSpec",
+    "ShiftSpec",
+    "TrainingSpec",
+    "ZeroSpec",
+    "apply_overrides",
+    "dump_spec",
+    "load_spec",
+    "parse_spec",
+]

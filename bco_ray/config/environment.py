@@ -1,0 +1,22 @@
+"""What Ray must find in the environment before it is first imported: it reads some of it only then."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+
+def prepare_environment() -> None:
+    """Set what the user has not set. Call first thing in a process, before anything imports ray.
+
+    A private cluster on this machine is guarded by a token that lives in memory: Ray itself would write one into the
+    home folder. A cluster named by RAY_ADDRESS has its own way, given by RAY_AUTH_MODE and RAY_AUTH_TOKEN(_PATH).
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "RAY_ADDRESS" in os.environ:
+        return
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

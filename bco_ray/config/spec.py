@@ -1,0 +1,155 @@
+"""The spec's sections. A field says its unit and what `auto` becomes; `bco_ray.pipeline` turns `auto` into values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Auto = Literal["auto"]
+
+DEFAULT_LABEL_MAP: dict[str, bool] = {
+    "true": True, "false": False, "1": True, "0": False,
+    "thumbs_up": True, "thumbs_down": False, "up": True, "down": False,
+}  # fmt: skip
+"""Label spellings understood without a `label_map`; JSON true/false and 1/0 are looked up as these strings."""
+
+
+class Section(BaseModel):
+    """A part of the spec: unknown keys are errors, values are never coerced from another type silently."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class LoraSpec(Section):
+    """A low-rank adapter (peft). `target_modules` is `all-linear` or a list of module names."""
+
+    type: Literal["lora"] = "lora"
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    target_modules: str | list[str] = "all-linear"
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _label_spellings(value: Any) -> Any:
+    """YAML reads the keys `true:` and `1:` as a boolean and a number; a spelling is always text."""
+    if not isinstance(value, dict):
+        return value
+    return {str(k).lower() if isinstance(k, bool) else str(k): v for k, v in value.items()}
+
+
+def _no_adapter(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+class ModelSpec(Section):
+    """`base`: a Hugging Face model directory (or hub id with `revision`), or `name/3` / `name@prod` of our registry."""
+
+    base: str
+    revision: str | None = None
+    adapter: Annotated[LoraSpec | None, BeforeValidator(_no_adapter)] = None
+
+
+class DataSpec(Section):
+    """Which feedback. An entry is a path, a glob, or `feedback` / `feedback:<n>`: the server's own log (manifest n)."""
+
+    feedback: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(min_length=1)
+    format: Literal["auto", "canonical"] = "auto"
+    label_map: Annotated[dict[str, bool], BeforeValidator(_label_spellings)] = Field(
+        default_factory=lambda: dict(DEFAULT_LABEL_MAP)
+    )
+    validation: float = Field(default=0.05, ge=0, lt=1)
+
+
+class ScoringSpec(Section):
+    """Reference pass and distribution matching. Ratios are clamped to [min, max] and then divided by their mean."""
+
+    matching: Literal["auto", "on", "off"] = "auto"
+    min_density_ratio: float = Field(default=0.5, gt=0)
+    max_density_ratio: float = Field(default=10.0, gt=0)
+    num_workers: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ScoringSpec:
+        if self.min_density_ratio > self.max_density_ratio:
+            raise ValueError("min_density_ratio must not exceed max_density_ratio")
+        return self
+
+
+class ShiftSpec(Section):
+    """The reward shift delta. Half-life in rows; `lagged` = every row of a step sees delta from before the step."""
+
+    half_life_rows: float = Field(default=512, ge=0)
+    timing: Literal["lagged"] = "lagged"
+
+
+class ObjectiveSpec(Section):
+    """`bco`, or `bce` (delta fixed at 0). Class weights `auto` = 0.5 each: both classes count the same."""
+
+    loss: Literal["bco", "bce"] = "bco"
+    beta: float = Field(default=0.1, gt=0)
+    shift: ShiftSpec = Field(default_factory=ShiftSpec)
+    desirable_weight: float | Auto = "auto"
+    undesirable_weight: float | Auto = "auto"
+
+
+class ZeroSpec(Section):
+    """ZeRO stage: 0 replicates everything (plain torch), 1 shards the optimizer, 2 also the gradients (DeepSpeed)."""
+
+    zero_stage: Literal[0, 1, 2] = 2
+    offload: Literal["none"] = "none"
+
+
+class CheckpointSpec(Section):
+    """A checkpoint every so many optimizer steps (and at the end); older ones beyond `keep` are deleted."""
+
+    every_steps: int = Field(default=50, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
+class TrainingSpec(Section):
+    """The optimizer and the gang. `auto`: learning rate from model size and adapter, micro-batch from the machine."""
+
+    learning_rate: float | Auto = "auto"
+    num_train_epochs: int = Field(default=1, ge=1)
+    rows_per_step: int = Field(default=128, ge=2)
+    max_length: int = Field(default=2048, ge=8)
+    max_tokens_per_micro_batch: int | Auto = "auto"
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    lr_scheduler: Literal["linear", "constant"] = "linear"
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    deepspeed: ZeroSpec = Field(default_factory=ZeroSpec)
+    num_workers: int = Field(default=2, ge=1)
+    resources_per_worker: dict[str, float] = Field(default_factory=lambda: {"CPU": 1.0})
+    max_failures: int = Field(default=2, ge=0)
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    seed: int = 0
+
+
+class OutputSpec(Section):
+    """Where everything is written (a local directory), and the registry name of the trained model (None: the job's)."""
+
+    storage: str = "./runs"
+    register_as: str | None = None
+
+
+class JobSpec(Section):
+    """One training job: what to train, on which votes, how, and where the result goes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    model: ModelSpec
+    data: DataSpec
+    scoring: ScoringSpec = Field(default_factory=ScoringSpec)
+    objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec)
+    training: TrainingSpec = Field(default_factory=TrainingSpec)
+    output: OutputSpec = Field(default_factory=OutputSpec)
+
+    @property
+    def registry_name(self) -> str:
+        """The name under which versions are registered."""
+        return self.output.register_as or self.name

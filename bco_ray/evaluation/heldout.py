@@ -1,0 +1,101 @@
+"""Held-out votes: does the trained model's implicit reward rank thumbs-up above thumbs-down?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from bco_ray.models.batching import pad, token_budget_batches
+from bco_ray.models.loading import load_frozen, switch_off_dropout
+from bco_ray.models.policy import Policy
+from bco_ray.objective.density import auc
+from bco_ray.storage.scored import ScoredManifest
+
+_REWARDS = pa.schema([("reward", pa.float32()), ("label", pa.bool_())])
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Metrics on the validation split, named as during training with prefix `eval_`; None where a class is absent."""
+
+    rows: int
+    metrics: dict[str, float | None]
+
+
+class RewardScorer:
+    """A Ray Data actor: r = beta * (log pi - log ref) for each validation row of a block of SCORED."""
+
+    def __init__(self, model_directory: str, beta: float, max_tokens: int, dtype: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        lm = load_frozen(model_directory, dtype=getattr(torch, dtype))
+        switch_off_dropout(lm)
+        self.policy = Policy(lm).to(self.device)
+        self.beta = beta
+        self.max_tokens = max_tokens
+
+    @torch.inference_mode()
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Two numbers per validation row; train rows are passed over."""
+        rows = block.filter(pc.equal(block["split"], "validation"))
+        ids, masks = rows["input_ids"].to_pylist(), rows["completion_mask"].to_pylist()
+        logps = np.empty(rows.num_rows, dtype=np.float32)
+        for batch in token_budget_batches([len(row) for row in ids], self.max_tokens):
+            ids_BT, mask_BT = pad([np.asarray(ids[i]) for i in batch], [np.asarray(masks[i]) for i in batch])
+            logps[batch] = self.policy(ids_BT.to(self.device), mask_BT.to(self.device)).cpu().numpy()
+        rewards = self.beta * (logps - rows["reference_logp"].to_numpy())
+        return pa.table([pa.array(rewards, pa.float32()), rows["label"].combine_chunks()], schema=_REWARDS)
+
+
+def evaluate_held_out(
+    scored: Path,
+    manifest: ScoredManifest,
+    model_directory: str,
+    *,
+    beta: float,
+    delta: float,
+    max_tokens: int,
+    dtype: str,
+    num_workers: int,
+    num_gpus: float,
+) -> HeldOut:
+    """Judge `model_directory` on the validation rows of scored shards. The reward shift is only read."""
+    total = manifest.count("validation_chosen") + manifest.count("validation_rejected")
+    if total == 0:
+        return HeldOut(0, {})
+    shards = [str(scored / shard.file) for shard in manifest.shards]
+    judged = ray.data.read_parquet(shards).map_batches(
+        RewardScorer,
+        fn_constructor_args=(model_directory, beta, max_tokens, dtype, 1),
+        compute=ActorPoolStrategy(min_size=1, max_size=num_workers),
+        num_gpus=num_gpus,
+        batch_format="pyarrow",
+        batch_size=None,
+    )
+    tables = [t for t in judged.iter_batches(batch_format="pyarrow", batch_size=None) if t.num_rows]
+    rows = pa.concat_tables(tables)
+    return HeldOut(rows.num_rows, reward_metrics(rows["reward"].to_numpy(), rows["label"].to_numpy(), delta=delta))
+
+
+def reward_metrics(rewards_N: np.ndarray, labels_N: np.ndarray, *, delta: float) -> dict[str, float | None]:
+    """AUC, accuracy at delta (a row is right on its label's side), class means and their difference."""
+    labels_N = labels_N.astype(bool)
+    up, down = rewards_N[labels_N], rewards_N[~labels_N]
+    both = len(up) > 0 and len(down) > 0
+    correct = np.where(labels_N, rewards_N > delta, rewards_N < delta)
+    metrics: dict[str, Any] = {
+        "eval_auc": auc(rewards_N, labels_N) if both else None,
+        "eval_rewards/accuracies": correct.mean(),
+        "eval_rewards/chosen": up.mean() if len(up) else None,
+        "eval_rewards/rejected": down.mean() if len(down) else None,
+        "eval_rewards/margins": up.mean() - down.mean() if both else None,
+    }
+    return {name: None if value is None else float(value) for name, value in metrics.items()}

@@ -1,0 +1,108 @@
+"""One raw row of a log to one canonical record, or a refusal with a reason. Pure; no truthiness, no guessing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from bco_ray.errors import Refused
+from bco_ray.schema import Message, Record
+
+_PASSED = frozenset(Record.model_fields) - {"id", "prompt", "completion", "label", "label_raw"}
+
+
+def parse_row(raw: bytes, *, label_map: Mapping[str, bool], default_id: str) -> Record:
+    """The record in one JSON object. Raises Refused.
+
+    `prompt` and `completion` may be text or a list of messages. A label is looked up as text in `label_map`: JSON
+    true, 1 and "true" are all the spelling a person would type (`true`, `1`, `true`); anything not listed is refused.
+    """
+    fields = _object(raw)
+    label_raw = _spelling(fields)
+    if label_raw not in label_map:
+        raise Refused("unknown_label", f"label {label_raw!r} is not in data.label_map ({', '.join(label_map)})")
+    values = {key: value for key, value in fields.items() if key in _PASSED and value is not None}
+    values |= {
+        "id": str(fields.get("id") or default_id),
+        "prompt": _messages(fields, "prompt", role="user"),
+        "completion": _messages(fields, "completion", role="assistant"),
+        "label": label_map[label_raw],
+        "label_raw": label_raw,
+    }
+    try:
+        record = Record.model_validate(values)
+    except ValidationError as error:
+        raise Refused("invalid_field", _where(error)) from None
+    _refuse_empty(record)
+    return record
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Refused("invalid_utf8", str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise Refused("invalid_json", str(error)) from None
+    if b"\\ud" in raw.lower() and _has_lone_surrogate(value):
+        raise Refused("invalid_text", "a string holds half of a surrogate pair, which is no text")
+    if not isinstance(value, dict):
+        raise Refused("not_an_object", f"a row is a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _spelling(fields: dict[str, Any]) -> str:
+    """How the label is written. JSON `true` and `1` become these texts; 1.0 is 1, as data frames export it."""
+    if "label" not in fields or fields["label"] is None:
+        raise Refused("missing_label", "the row has no label")
+    label = fields["label"]
+    if isinstance(label, bool):
+        return "true" if label else "false"
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
+    if isinstance(label, str | int | float):
+        return str(label)
+    raise Refused("unknown_label", f"label is {type(label).__name__}, not true/false, a number or text")
+
+
+def _messages(fields: dict[str, Any], name: str, *, role: str) -> list[Message]:
+    value = fields.get(name)
+    if value is None:
+        raise Refused(f"missing_{name}", f"the row has no {name}")
+    if isinstance(value, str):
+        return [Message(role=role, content=value)]
+    if not isinstance(value, list):
+        raise Refused(f"invalid_{name}", f"{name} is {type(value).__name__}, not text or a list of messages")
+    try:
+        return [Message.model_validate(item) for item in value]
+    except ValidationError as error:
+        raise Refused(f"invalid_{name}", f"{name}: {_where(error)}") from None
+
+
+def _refuse_empty(record: Record) -> None:
+    if not any(_says_something(message) for message in record.completion):
+        raise Refused("empty_completion", "the completion has no text")
+    if not any(_says_something(message) for message in record.prompt):
+        raise Refused("empty_prompt", "the prompt has no text")
+
+
+def _says_something(message: Message) -> bool:
+    if isinstance(message.content, str) and message.content.strip():
+        return True
+    return bool(message.model_extra) or isinstance(message.content, list)
+
+
+def _where(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(str(part) for part in problem['loc']) or 'message'}: {problem['msg']}"

@@ -1,0 +1,171 @@
+"""From a spec to a resolved one: references pinned, `auto` replaced, so that it means the same tomorrow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bco_ray.config import JobSpec
+from bco_ray.errors import SpecError
+from bco_ray.feedback.sources import SourceFile, expand
+from bco_ray.models import loading
+from bco_ray.storage import files
+from bco_ray.storage.export import FeedbackManifest, export, load_manifest
+from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.registry import Registry
+
+LARGE_MODEL_WEIGHTS = 3_000_000_000
+
+
+@dataclass(frozen=True)
+class ResolvedJob:
+    """A spec with every `auto` and alias replaced, and the facts it was replaced by."""
+
+    spec: JobSpec
+    storage: Path
+    model_directory: str
+    model_fingerprint: str
+    sources: list[SourceFile]
+    superseded: frozenset[str]
+    bf16: bool
+
+    @property
+    def gpus_per_worker(self) -> float:
+        """0 on a CPU cluster."""
+        return self.spec.training.resources_per_worker.get("GPU", 0)
+
+    @property
+    def scored_directory(self) -> Path:
+        """Content-addressed: the same rows, model and settings are scored once."""
+        return self.storage / "scored" / files.digest(self.scoring_identity)
+
+    @property
+    def scoring_identity(self) -> dict[str, object]:
+        """Everything that scored shards depend on."""
+        return {
+            "sources": [source.identity() for source in self.sources],
+            "superseded": files.digest(sorted(self.superseded)),
+            "data": self.spec.data.model_dump(exclude={"feedback"}),
+            "scoring": self.spec.scoring.model_dump(exclude={"num_workers"}),
+            "max_length": self.spec.training.max_length,
+            "model": self.model_fingerprint,
+            "bf16": self.bf16,
+        }
+
+    @property
+    def run_identity(self) -> dict[str, object]:
+        """Everything that the trained weights depend on, but how many workers compute them."""
+        training = self.spec.training.model_dump(
+            exclude={"num_workers", "resources_per_worker", "max_failures", "checkpoint"}
+        )
+        return {
+            "scored": self.scored_directory.name,
+            "model": self.model_fingerprint,
+            "adapter": self.spec.model.adapter.model_dump() if self.spec.model.adapter else None,
+            "objective": self.spec.objective.model_dump(),
+            "training": training,
+        }
+
+    @property
+    def run_directory(self) -> Path:
+        """`runs/<name>-<digest>`: an equal spec on equal data finds its own run again, another one never does."""
+        return self.storage / "runs" / f"{self.spec.name}-{files.digest(self.run_identity)[:8]}"
+
+
+def resolve(spec: JobSpec) -> ResolvedJob:
+    """Pin what the spec refers to. Raises SpecError, DataError or ModelError naming the field."""
+    storage = files.local_directory(spec.output.storage)
+    directory, reference = resolve_model(spec.model.base, storage)
+    sources, superseded, pinned = _feedback(spec, storage)
+    bf16 = _wants_bf16(spec)
+    spec = spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={"base": reference}),
+            "data": spec.data.model_copy(update={"feedback": pinned}),
+            "objective": spec.objective.model_copy(
+                update={
+                    "desirable_weight": _number(spec.objective.desirable_weight, 0.5),
+                    "undesirable_weight": _number(spec.objective.undesirable_weight, 0.5),
+                }
+            ),
+            "training": spec.training.model_copy(
+                update={
+                    "learning_rate": _number(spec.training.learning_rate, auto_learning_rate(spec, directory)),
+                    "max_tokens_per_micro_batch": int(
+                        _number(spec.training.max_tokens_per_micro_batch, max(4096, spec.training.max_length))
+                    ),
+                    "precision": "bf16" if bf16 else "fp32",
+                }
+            ),
+        }
+    )
+    return ResolvedJob(spec, storage, directory, loading.fingerprint(directory), sources, superseded, bf16)
+
+
+def resolve_model(base: str, storage: Path) -> tuple[str, str]:
+    """(directory or hub id, the exact reference to record). A path wins over a registered name, that over a hub id."""
+    path = Path(base).expanduser()
+    if path.exists():
+        loading.check_model_directory(path.resolve())
+        return str(path.resolve()), str(path.resolve())
+    name = base.partition("@")[0].partition("/")[0]
+    registry = Registry(storage)
+    if "@" in base or registry.versions(name):
+        version = registry.resolve(base)
+        return str(version.directory), version.reference
+    loading.check_model_directory(base)
+    return base, base
+
+
+def auto_learning_rate(spec: JobSpec, directory: str) -> float:
+    """LoRA 1e-5; full fine-tuning 5e-7 from 3B weights on, 1e-6 below (spec section 2)."""
+    if spec.training.learning_rate != "auto":
+        return spec.training.learning_rate
+    if spec.model.adapter is not None:
+        return 1e-5
+    return 5e-7 if loading.parameter_count(directory) >= LARGE_MODEL_WEIGHTS else 1e-6
+
+
+def _feedback(spec: JobSpec, storage: Path) -> tuple[list[SourceFile], frozenset[str], list[str]]:
+    """Source files, ids that no longer count, and the entries as they must be written to mean the same later."""
+    sources: list[SourceFile] = []
+    superseded: frozenset[str] = frozenset()
+    pinned: list[str] = []
+    for entry in spec.data.feedback:
+        if entry == "feedback" or entry.startswith("feedback:"):
+            manifest = own_log(storage, entry)
+            sources += expand([str(storage / "feedback" / segment.file) for segment in manifest.segments])
+            superseded |= frozenset(manifest.superseded)
+            pinned.append(f"feedback:{manifest.number}")
+        else:
+            sources += expand([entry])
+            pinned.append(entry)
+    return sources, superseded, pinned
+
+
+def own_log(storage: Path, entry: str) -> FeedbackManifest:
+    """The manifest that `feedback` (everything up to now, exported) or `feedback:<n>` means."""
+    number = entry.partition(":")[2]
+    if number:
+        if not number.isdigit():
+            raise SpecError(f"data.feedback: {entry}: write feedback or feedback:<manifest number>.")
+        return load_manifest(storage / "feedback", int(number))
+    manifest = export(FeedbackLog.open(storage), storage / "feedback")
+    if manifest is None:
+        raise SpecError(f"data.feedback: the server's log in {storage} has no votes yet.")
+    return manifest
+
+
+def _wants_bf16(spec: JobSpec) -> bool:
+    has_gpu = spec.training.resources_per_worker.get("GPU", 0) > 0
+    bf16 = spec.training.precision == "bf16" or (spec.training.precision == "auto" and has_gpu)
+    if bf16 and spec.training.deepspeed.zero_stage == 0:
+        raise SpecError(
+            "training.precision: bf16 keeps its float32 master weights in ZeRO; set training.deepspeed.zero_stage "
+            "to 1 or 2, or training.precision to fp32."
+        )
+    return bf16
+
+
+def _number(value: float | str, default: float) -> float:
+    return default if isinstance(value, str) else value

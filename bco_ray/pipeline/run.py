@@ -1,0 +1,206 @@
+"""One training run: each phase leaves something finished on disk, so running again does only what is left."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from bco_ray.config import dump_spec
+from bco_ray.errors import SpecError
+from bco_ray.evaluation.curves import draw_curves
+from bco_ray.evaluation.heldout import evaluate_held_out
+from bco_ray.feedback.records import ParseStage, read_records
+from bco_ray.objective.shift import RewardShift
+from bco_ray.pipeline.card import model_card
+from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.scoring.reference import ReferenceModel
+from bco_ray.scoring.score import ScoringJob, score
+from bco_ray.storage import files
+from bco_ray.storage.registry import ModelVersion, Registry
+from bco_ray.storage.scored import ScoredManifest, load_scored
+from bco_ray.telemetry import Advance, Phases
+from bco_ray.training.launch import run_training
+from bco_ray.training.loop import TrainSetup
+from bco_ray.training.metrics import MetricsLog
+from bco_ray.training.step import Objective
+
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a finished run left behind."""
+
+    job: ResolvedJob
+    scored: ScoredManifest
+    evaluation: dict[str, Any]
+    version: ModelVersion
+
+
+def run_job(job: ResolvedJob, phases: Phases) -> RunOutcome:
+    """score -> train -> evaluate -> register, on the connected cluster."""
+    scored = score_job(job, phases)
+    train_job(job, phases)
+    evaluation = evaluate_job(job, phases)
+    return RunOutcome(job, scored, evaluation, register_job(job, evaluation))
+
+
+def score_job(job: ResolvedJob, phases: Phases) -> ScoredManifest:
+    """The scored shards of the job's data, made if they are not there."""
+    spec, directory = job.spec, job.scored_directory
+    with phases.phase("score") as advance:
+        if files.is_committed(directory):
+            return load_scored(directory)
+        parse = ParseStage(directory / "quarantine-parse", spec.data.label_map, job.superseded)
+        scoring = ScoringJob(
+            directory=directory,
+            inputs=job.scoring_identity,
+            file_order=tuple(source.path for source in job.sources),
+            parse_quarantine=parse.quarantine,
+            model=_reference_model(job),
+            max_length=spec.training.max_length,
+            validation=spec.data.validation,
+            matching=spec.scoring.matching,
+            min_density_ratio=spec.scoring.min_density_ratio,
+            max_density_ratio=spec.scoring.max_density_ratio,
+            num_workers=spec.scoring.num_workers,
+            num_gpus=job.gpus_per_worker,
+        )
+        return score(read_records(job.sources, parse), scoring, advance)
+
+
+def train_job(job: ResolvedJob, phases: Phases) -> None:
+    """The trained model in `<run>/model`; continues from the newest checkpoint if there is one."""
+    run = job.run_directory
+    with phases.phase("train") as advance:
+        if (run / "model").is_dir():
+            return
+        files.write_bytes(run / "spec.resolved.yaml", dump_spec(job.spec).encode())
+        with _watching(MetricsLog(run / "metrics.jsonl"), advance):
+            run_training(
+                train_setup(job),
+                num_workers=job.spec.training.num_workers,
+                resources_per_worker=job.spec.training.resources_per_worker,
+                max_failures=job.spec.training.max_failures,
+            )
+
+
+def evaluate_job(job: ResolvedJob, phases: Phases) -> dict[str, Any]:
+    """Held-out metrics in `<run>/evaluation.json`, and the curves beside them."""
+    run, spec = job.run_directory, job.spec
+    target = run / "evaluation.json"
+    with phases.phase("evaluate"):
+        if not target.is_file():
+            draw_curves(MetricsLog(run / "metrics.jsonl").read(), run / "curves.png", title=run.name)
+            held_out = evaluate_held_out(
+                job.scored_directory,
+                load_scored(job.scored_directory),
+                str(run / "model"),
+                beta=spec.objective.beta,
+                delta=_final_delta(job),
+                max_tokens=int(spec.training.max_tokens_per_micro_batch),
+                dtype="bfloat16" if job.bf16 else "float32",
+                num_workers=spec.scoring.num_workers,
+                num_gpus=job.gpus_per_worker,
+            )
+            files.write_json(target, {"rows": held_out.rows, **held_out.metrics})
+    evaluation: dict[str, Any] = files.read_json(target)
+    return evaluation
+
+
+def register_job(job: ResolvedJob, evaluation: dict[str, Any]) -> ModelVersion:
+    """The run's model as the next version of its name; a second call returns the same version."""
+    scored = load_scored(job.scored_directory)
+    lineage = {
+        "run": job.run_directory.name,
+        "parent": job.spec.model.base,
+        "feedback": job.spec.data.feedback,
+        "scored": job.scored_directory.name,
+        "votes": {"read": scored.read, "kept": scored.kept, "drops": scored.drops},
+        "evaluation": evaluation,
+    }
+    card = model_card(job.spec, lineage, scored.matching)
+    files.write_bytes(job.run_directory / "model" / "README.md", card.encode())
+    return Registry(job.storage).register(job.spec.registry_name, job.run_directory / "model", lineage)
+
+
+def require_fresh_or_resume(job: ResolvedJob, *, resume: bool) -> None:
+    """`bco train` does not silently continue a half-done run. Raises SpecError naming the way out."""
+    checkpoints = job.run_directory / "checkpoints"
+    started = checkpoints.is_dir() and any(files.is_committed(d) for d in checkpoints.iterdir())
+    if started and not resume and not (job.run_directory / "model").is_dir():
+        raise SpecError(
+            f"{job.run_directory}: this run was interrupted. Continue it with --resume, or delete that directory "
+            "to start over."
+        )
+
+
+def train_setup(job: ResolvedJob) -> TrainSetup:
+    """The resolved spec as the numbers a training worker takes."""
+    spec, training = job.spec, job.spec.training
+    return TrainSetup(
+        scored=str(job.scored_directory),
+        model=job.model_directory,
+        run=str(job.run_directory),
+        adapter=spec.model.adapter.model_dump() if spec.model.adapter else None,
+        objective=Objective(
+            beta=spec.objective.beta,
+            shifted=spec.objective.loss == "bco",
+            desirable_weight=float(spec.objective.desirable_weight),
+            undesirable_weight=float(spec.objective.undesirable_weight),
+        ),
+        half_life_rows=spec.objective.shift.half_life_rows,
+        learning_rate=float(training.learning_rate),
+        lr_scheduler=training.lr_scheduler,
+        warmup_ratio=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        epochs=training.num_train_epochs,
+        rows_per_step=training.rows_per_step,
+        max_tokens_per_micro_batch=int(training.max_tokens_per_micro_batch),
+        zero_stage=training.deepspeed.zero_stage,
+        bf16=job.bf16,
+        checkpoint_every=training.checkpoint.every_steps,
+        checkpoint_keep=training.checkpoint.keep,
+        seed=training.seed,
+        identity={"run": job.run_directory.name},
+    )
+
+
+def _reference_model(job: ResolvedJob) -> ReferenceModel:
+    return ReferenceModel(
+        directory=job.model_directory,
+        revision=job.spec.model.revision,
+        dtype="bfloat16" if job.bf16 else "float32",
+        max_tokens=int(job.spec.training.max_tokens_per_micro_batch),
+        threads=1,
+    )
+
+
+def _final_delta(job: ResolvedJob) -> float:
+    """The shift after the last step, as the trainer left it."""
+    outcome = files.read_json(job.run_directory / "outcome.json")
+    return RewardShift.from_state(outcome["shift"]).delta if job.spec.objective.loss == "bco" else 0.0
+
+
+@contextmanager
+def _watching(metrics: MetricsLog, advance: Advance) -> Iterator[None]:
+    """Moves the bar while Ray Train blocks, by reading the steps worker 0 has written."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(PROGRESS_SECONDS):
+            if rows := metrics.read():
+                last = rows[-1]
+                advance(last["step"] + 1, last["total_steps"], f"loss {last['loss']:.3f} delta {last['delta']:+.3f}")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=5)
