@@ -1,0 +1,1 @@
+"""Small real things that tests and the demo stand on: a tiny model directory that loads like any other."""

@@ -1,0 +1,35 @@
+"""Training without Ray, for one machine and for measuring: `torchrun ... -m bco_ray.training.alone SETUP.json`.
+
+`SETUP.json` is a `TrainSetup` as JSON. Run plainly (no torchrun) it trains in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from bco_ray.telemetry import configure_logging
+from bco_ray.training.gang import current_gang
+from bco_ray.training.loop import StepHook, TrainSetup, train
+
+
+def main(arguments: list[str], *, after_step: StepHook | None = None) -> None:
+    """Train what the JSON file names."""
+    configure_logging()
+    setup = TrainSetup.from_dict(json.loads(Path(arguments[0]).read_text()))
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        train(setup, current_gang(), after_step=after_step)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

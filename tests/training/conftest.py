@@ -1,0 +1,128 @@
+"""One tiny model and its scored rows, shared by the training tests; runs in this process or under torchrun."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bco_ray.testing.scored import write_scored
+from bco_ray.testing.tiny import write_tiny_model
+from bco_ray.training.gang import SoloGang
+from bco_ray.training.loop import TrainSetup, train
+from bco_ray.training.metrics import MetricsLog
+from bco_ray.training.step import Objective
+
+STOPPABLE = Path(__file__).with_name("stoppable.py")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left: metrics by step and the exported weights."""
+
+    directory: Path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return MetricsLog(self.directory / "metrics.jsonl").read()
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(next((self.directory / "model").glob("*.safetensors")))
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        return json.loads((self.directory / "outcome.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(model directory, scored directory): 120 rows, a third of them thumbs-up."""
+    root = tmp_path_factory.mktemp("training")
+    model = write_tiny_model(root / "model", hidden=32, layers=2)
+    write_scored(root / "scored", model, chosen=40, rejected=80, shards=3)
+    return model, root / "scored"
+
+
+@pytest.fixture(scope="session")
+def make_setup(world: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainSetup]:
+    """A setup of 20 steps of 6 rows in a directory of its own; keywords change fields."""
+    model, scored = world
+    root = tmp_path_factory.mktemp("runs")
+
+    def make(name: str, **changes: Any) -> TrainSetup:
+        base = TrainSetup(
+            scored=str(scored),
+            model=str(model),
+            run=str(root / name),
+            adapter=None,
+            objective=Objective(beta=0.1, shifted=True, desirable_weight=0.5, undesirable_weight=0.5),
+            half_life_rows=30,
+            learning_rate=1e-3,
+            lr_scheduler="linear",
+            warmup_ratio=0.1,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            epochs=1,
+            rows_per_step=6,
+            max_tokens_per_micro_batch=4096,
+            zero_stage=0,
+            bf16=False,
+            checkpoint_every=1000,
+            checkpoint_keep=2,
+            seed=3,
+        )
+        (root / name).mkdir()
+        return dataclasses.replace(base, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_here() -> Callable[..., Trained]:
+    """Train in this process."""
+
+    def run(setup: TrainSetup, **options: Any) -> Trained:
+        train(setup, SoloGang(), **options)
+        return Trained(Path(setup.run))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_processes() -> Callable[..., Trained]:
+    """Train under torchrun with real gloo."""
+    return _run_processes
+
+
+def _run_processes(setups: list[TrainSetup], workers: int, *, stop_after: int | None = None) -> list[Trained]:
+    """All of them one after another in the same processes. `stop_after`: SIGKILL them after that step (0-based)."""
+    paths = [Path(setup.run) / "setup.json" for setup in setups]
+    for path, setup in zip(paths, setups, strict=True):
+        path.write_text(json.dumps(setup.as_dict()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    command += [str(STOPPABLE), str(-1 if stop_after is None else stop_after), *map(str, paths)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    if stop_after is None:
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        assert done.returncode != 0, "the run was to be killed"
+    return [Trained(Path(setup.run)) for setup in setups]
+
+
+@pytest.fixture(scope="session")
+def two_workers(make_setup: Callable[..., TrainSetup]) -> dict[int, Trained]:
+    """The 20 steps on two gloo workers, by ZeRO stage."""
+    setups = [make_setup(f"two-zero{stage}", zero_stage=stage, max_tokens_per_micro_batch=40) for stage in (0, 1, 2)]
+    return dict(enumerate(_run_processes(setups, 2)))

@@ -1,0 +1,87 @@
+"""The same 20 optimizer steps, computed in different ways, are the same steps (design: fp32, 1e-5 relative)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bco_ray.storage.scored import load_scored
+from bco_ray.training.batches import ShardReader, micro_batches
+from bco_ray.training.loop import TrainSetup
+from bco_ray.training.plan import Plan
+
+TOLERANCE = 1e-5
+
+
+def assert_same_run(got: Any, wanted: Any) -> None:
+    assert len(got.metrics) == len(wanted.metrics) == 20
+    for mine, theirs in zip(got.metrics, wanted.metrics, strict=True):
+        for name in ("loss", "delta", "grad_norm", "rewards/chosen", "rewards/rejected", "learning_rate"):
+            if theirs[name] is None:
+                assert mine[name] is None
+            else:
+                assert mine[name] == pytest.approx(theirs[name], rel=TOLERANCE, abs=TOLERANCE), (theirs["step"], name)
+        for name in ("count/chosen", "count/rejected", "tokens"):
+            assert mine[name] == theirs[name]
+    mine, theirs = torch.cat([w.flatten() for w in got.weights.values()]), None
+    theirs = torch.cat([w.flatten() for w in wanted.weights.values()])
+    assert float((mine - theirs).norm() / theirs.norm()) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def reference(make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]) -> Any:
+    """One process, plain torch, the whole window in one micro-batch."""
+    return run_here(make_setup("reference"))
+
+
+def test_the_policy_starts_as_the_reference(reference: Any) -> None:
+    first = reference.metrics[0]
+    assert first["delta"] == 0.0
+    assert first["rewards/chosen"] == pytest.approx(0.0, abs=1e-5)
+    assert first["rewards/rejected"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_many_small_micro_batches_equal_one_large(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], reference: Any
+) -> None:
+    assert_same_run(run_here(make_setup("small", max_tokens_per_micro_batch=1)), reference)
+
+
+def test_windows_hit_the_awkward_cases(world: tuple[Path, Path]) -> None:
+    """The equivalence below is worth something: some worker has unequal classes, some worker lacks one class."""
+    manifest = load_scored(world[1])
+    reader = ShardReader(world[1], manifest, cached_shards=3)
+    plan = Plan(reader.counts, rows_per_step=6, epochs=1, seed=3)
+    unequal = missing = 0
+    for window in plan.windows():
+        per_rank = []
+        for rank in range(2):
+            batches = micro_batches(reader, window, rank=rank, workers=2, max_tokens=40)
+            labels = torch.cat([b.labels_B[b.valid_B] for b in batches])
+            per_rank.append((int(labels.sum()), int((~labels).sum())))
+        unequal += per_rank[0] != per_rank[1]
+        missing += any(0 in counts for counts in per_rank)
+    assert unequal
+    assert missing
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_two_workers_equal_one(two_workers: dict[int, Any], reference: Any, zero_stage: int) -> None:
+    assert_same_run(two_workers[zero_stage], reference)
+
+
+def test_four_workers_equal_one(
+    make_setup: Callable[..., TrainSetup], run_processes: Callable[..., Any], reference: Any
+) -> None:
+    setup = make_setup("four", max_tokens_per_micro_batch=40)
+    assert_same_run(run_processes([setup], 4)[0], reference)
+
+
+def test_zero_in_one_process_equals_plain_torch(
+    make_setup: Callable[..., TrainSetup], run_processes: Callable[..., Any], reference: Any
+) -> None:
+    """1 x 8 micro-batches under DeepSpeed against 8 x 1 without."""
+    setup = make_setup("alone-zero1", zero_stage=1, max_tokens_per_micro_batch=1)
+    assert_same_run(run_processes([setup], 1)[0], reference)

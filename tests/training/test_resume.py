@@ -1,0 +1,88 @@
+"""Interrupted equals uninterrupted."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bco_ray.errors import TrainingError
+from bco_ray.training.loop import TrainSetup
+
+
+class StoppedError(Exception):
+    """Raised by a hook: the process dies here."""
+
+
+def stop_after(step: int) -> Callable[[int], None]:
+    def hook(done: int) -> None:
+        if done == step:
+            raise StoppedError
+
+    return hook
+
+
+def assert_identical(got: Any, wanted: Any) -> None:
+    keys = ("step", "loss", "delta", "grad_norm", "rewards/chosen", "learning_rate")
+    assert [[m[k] for k in keys] for m in got.metrics] == [[m[k] for k in keys] for m in wanted.metrics]
+    for name, tensor in wanted.weights.items():
+        assert torch.equal(got.weights[name], tensor), name
+    assert got.outcome == wanted.outcome
+
+
+@pytest.mark.parametrize("adapter", [None, {"r": 4, "alpha": 8, "target_modules": "all-linear"}], ids=["full", "lora"])
+def test_resume_is_bit_exact(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], adapter: dict[str, object] | None
+) -> None:
+    kind = "lora" if adapter else "full"
+    whole = run_here(make_setup(f"whole-{kind}", adapter=adapter, epochs=2, rows_per_step=16))
+    setup = make_setup(f"stopped-{kind}", adapter=adapter, epochs=2, rows_per_step=16, checkpoint_every=3)
+    for step in (4, 10):  # in the first epoch, and across the epoch boundary; both between checkpoints
+        with pytest.raises(StoppedError):
+            run_here(setup, after_step=stop_after(step))
+    assert_identical(run_here(setup), whole)
+
+
+def test_resume_after_sigkill_under_zero_2(
+    make_setup: Callable[..., TrainSetup], run_processes: Callable[..., Any], two_workers: dict[int, Any]
+) -> None:
+    setup = make_setup("killed", zero_stage=2, max_tokens_per_micro_batch=40, checkpoint_every=4)
+    run_processes([setup], 2, stop_after=13)
+    assert_identical(run_processes([setup], 2)[0], two_workers[2])
+
+
+def test_damaged_checkpoint_is_passed_over(make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]) -> None:
+    whole = run_here(make_setup("undamaged"))
+    setup = make_setup("damaged", checkpoint_every=3)
+    with pytest.raises(StoppedError):
+        run_here(setup, after_step=stop_after(10))
+    newest = Path(setup.run) / "checkpoints" / "00000009" / "engine.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    assert_identical(run_here(setup), whole)
+
+
+def test_checkpoint_of_another_run_is_refused(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]
+) -> None:
+    setup = make_setup("mine", checkpoint_every=3, identity={"run": "mine"})
+    with pytest.raises(StoppedError):
+        run_here(setup, after_step=stop_after(4))
+    other = make_setup("other", identity={"run": "other"})
+    shutil.copytree(Path(setup.run) / "checkpoints", Path(other.run) / "checkpoints")
+    with pytest.raises(TrainingError, match=r"made with run = mine, this run has other"):
+        run_here(other)
+
+
+def test_old_checkpoints_are_deleted_and_manifest_names_the_state(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]
+) -> None:
+    setup = make_setup("kept", checkpoint_every=3, checkpoint_keep=2)
+    run_here(setup)
+    left = sorted(d.name for d in (Path(setup.run) / "checkpoints").iterdir())
+    assert left == ["00000018", "00000020"]
+    manifest = json.loads((Path(setup.run) / "checkpoints" / "00000020" / "manifest.json").read_text())
+    assert manifest["state"]["next_step"] == 20
+    assert manifest["state"]["shift"]["rows_seen"] == 120

@@ -1,0 +1,79 @@
+"""The step's guards: rows that are not finite, and what must not move then."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bco_ray.errors import TrainingError
+from bco_ray.models.loading import load_policy
+from bco_ray.models.policy import Policy
+from bco_ray.objective import RewardShift
+from bco_ray.storage.scored import load_scored
+from bco_ray.testing.scored import write_scored
+from bco_ray.training import loop
+from bco_ray.training.batches import ShardReader, assemble, micro_batches
+from bco_ray.training.gang import SoloGang
+from bco_ray.training.loop import TrainSetup, make_engine
+from bco_ray.training.plan import Plan
+from bco_ray.training.step import WindowTotals, train_window
+
+
+def test_a_row_that_is_not_finite_stops_the_update_and_the_shift(
+    make_setup: Callable[..., TrainSetup], world: tuple[Path, Path]
+) -> None:
+    setup = make_setup("nan")
+    policy = Policy(load_policy(setup.model, None, dtype=torch.float32))
+    engine = make_engine(setup, policy, SoloGang(), total_steps=20)
+    reader = ShardReader(world[1], load_scored(world[1]), cached_shards=3)
+    window = next(Plan(reader.counts, 6, 1, 3).windows())
+    batches = micro_batches(reader, window, rank=0, workers=1, max_tokens=60)
+    spoiled = replace(batches[0], reference_logps_B=torch.full_like(batches[0].reference_logps_B, -torch.inf))
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    shift, rate = RewardShift(half_life_rows=30), engine.learning_rate
+    totals = WindowTotals(window.chosen, window.rejected)
+    result = train_window(engine, SoloGang(), [spoiled, *batches[1:]], totals, shift, setup.objective)
+    assert result.grad_norm is None
+    assert result.shift is shift
+    assert engine.learning_rate == rate
+    assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters())
+    good = train_window(engine, SoloGang(), batches, totals, shift, setup.objective)
+    assert good.grad_norm is not None
+    assert good.shift.rows_seen == 6
+
+
+def test_a_run_that_cannot_take_a_step_gives_up(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MAX_SKIPPED_IN_A_ROW", 3)
+    with pytest.raises(TrainingError, match="3 steps in a row"):
+        run_here(make_setup("hopeless", learning_rate=float("inf")))
+
+
+def test_a_filler_row_changes_nothing(make_setup: Callable[..., TrainSetup], world: tuple[Path, Path]) -> None:
+    results = []
+    for fillers in (0, 2):
+        setup = make_setup(f"filler{fillers}")
+        policy = Policy(load_policy(setup.model, None, dtype=torch.float32))
+        engine = make_engine(setup, policy, SoloGang(), total_steps=20)
+        reader = ShardReader(world[1], load_scored(world[1]), cached_shards=3)
+        window = next(Plan(reader.counts, 6, 1, 3).windows())
+        batches = micro_batches(reader, window, rank=0, workers=1, max_tokens=60) + [assemble([])] * fillers
+        totals = WindowTotals(window.chosen, window.rejected)
+        result = train_window(engine, SoloGang(), batches, totals, RewardShift(), setup.objective)
+        weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
+        results.append((result.loss, result.grad_norm, result.shift.state_dict(), weights))
+    assert results[0][:3] == results[1][:3]
+    assert torch.equal(results[0][3], results[1][3])
+
+
+def test_tiny_overfit(make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], tmp_path: Path) -> None:
+    """32 rows, many epochs: every row ends on its label's side of delta."""
+    setup = make_setup("overfit", epochs=25, rows_per_step=16, learning_rate=1e-2, lr_scheduler="constant")
+    write_scored(tmp_path / "scored", Path(setup.model), chosen=16, rejected=16, seed=1)
+    metrics = run_here(replace(setup, scored=str(tmp_path / "scored"))).metrics
+    assert [m["rewards/accuracies"] for m in metrics[-2:]] == [1.0, 1.0]
+    assert metrics[-1]["rewards/margins"] > 1.0
