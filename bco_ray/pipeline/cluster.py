@@ -33,14 +33,14 @@ def cluster(*, workers: int, object_store_bytes: int | None = None) -> Iterator[
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    _quiet_data()
+    configure_data()
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _quiet_data() -> None:
+def configure_data() -> None:
     """Ray Data keeps the log's order (shards then come out the same every time) and leaves the bars to us."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True

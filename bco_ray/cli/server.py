@@ -1,0 +1,33 @@
+"""`bco serve`: a registered model (or a directory) on a port until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+from bco_ray.pipeline.cluster import cluster
+from bco_ray.pipeline.served import serve_args
+from bco_ray.serving.server import start_server
+from bco_ray.telemetry import console
+
+
+def serve(model: str, storage: Path, *, host: str, port: int) -> None:
+    """Blocks until SIGINT or SIGTERM, then takes the server down."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    args = serve_args(model, storage)
+    with cluster(workers=2):
+        handle = start_server(args, host=host, port=port)
+        console.print(f"{args.model_id} on {handle.url} [dim](loopback only: no API keys are configured)[/]")
+        console.print(curl_line(handle.url, args.model_id), soft_wrap=True, highlight=False, markup=False)
+        while not stop.wait(1.0):
+            pass
+        handle.stop()
+
+
+def curl_line(url: str, model: str) -> str:
+    """A command that asks the server something."""
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"

@@ -1,0 +1,94 @@
+"""Specs in, errors that name the key, the file and the way out."""
+
+from pathlib import Path
+
+import pytest
+
+from bco_ray.config import JobSpec, apply_overrides, dump_spec, load_spec, parse_spec
+from bco_ray.errors import SpecError
+
+SMALLEST = "name: bot\nmodel: {base: /m}\ndata: {feedback: logs/*.jsonl}\n"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_smallest_spec_and_defaults(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, SMALLEST))
+    assert spec.data.feedback == ["logs/*.jsonl"]
+    assert (spec.objective.beta, spec.objective.shift.half_life_rows, spec.training.rows_per_step) == (0.1, 512, 128)
+    assert spec.registry_name == "bot"
+
+
+def test_a_dumped_spec_is_the_same_spec(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, SMALLEST), ["model.adapter={type: lora, r: 8}", "training.learning_rate=1e-4"])
+    assert spec.model.adapter is not None
+    assert spec.training.learning_rate == 1e-4
+    assert load_spec(write(tmp_path, dump_spec(spec))) == spec
+
+
+def test_adapter_none_and_yaml_booleans_as_label_spellings(tmp_path: Path) -> None:
+    text = SMALLEST.replace("/m}", "/m, adapter: none}").replace("jsonl}", "jsonl, label_map: {true: true, 0: false}}")
+    spec = load_spec(write(tmp_path, text))
+    assert spec.model.adapter is None
+    assert spec.data.label_map == {"true": True, "0": False}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rat=1", r"unknown key training.learning_rat; did you mean training.learning_rate\?"),
+        ("objective.shift.halflife=1", r"did you mean objective.shift.half_life_rows\?"),
+        ("model.adapter={rank: 3}", r"unknown key model.adapter.rank"),
+        ("nonsense.x=1", "unknown key nonsense"),
+        ("training.num_workers=0", "training.num_workers"),
+        ("training.deepspeed.zero_stage=7", "zero_stage"),
+        ("scoring.min_density_ratio=20", "min_density_ratio must not exceed"),
+        ("name=a/b", "name: String should match"),
+        ("data.validation", "write it as section.key=value"),
+        ("name.x=1", "name is a value, not a section"),
+    ],
+)
+def test_bad_fields_are_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_spec(write(tmp_path, SMALLEST), [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n- b\n", "is a YAML mapping"), ("a: [", "not valid YAML"), ("name: x\n", "missing key model")],
+)
+def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(SpecError, match=message) as caught:
+        load_spec(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"nowhere.yaml: no such spec file"):
+        load_spec(tmp_path / "nowhere.yaml")
+
+
+def test_overrides_leave_the_original_alone() -> None:
+    values = {"a": {"b": 1}}
+    assert apply_overrides(values, ["a.b=2", "c.d=[1, 2]"]) == {"a": {"b": 2}, "c": {"d": [1, 2]}}
+    assert values == {"a": {"b": 1}}
+
+
+def test_every_field_is_documented() -> None:
+    """docs/spec.md names every field of the spec."""
+    documented = (Path(__file__).parents[2] / "docs" / "spec.md").read_text()
+    spec = parse_spec({"name": "x", "model": {"base": "m"}, "data": {"feedback": "f"}}, where="test")
+    missing = [
+        name
+        for section, value in spec.model_dump().items()
+        for name in ([f"{section}.{key}" for key in value] if isinstance(value, dict) else [section])
+        if f"`{name}`" not in documented and f"`{name}." not in documented
+    ]
+    assert not missing
+    assert set(spec.model_dump()) == set(JobSpec.model_fields)
