@@ -1,0 +1,72 @@
+"""Versions are written once, aliases move by compare-and-set, references say what they mean."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from bco_ray.errors import ConflictError, ModelError
+from bco_ray.storage.registry import Registry
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "trained"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    return directory
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "storage")
+
+
+def test_versions_count_up_and_a_run_registers_once(registry: Registry, model: Path) -> None:
+    assert registry.register("bot", model, {"run": "a"}).reference == "bot/1"
+    assert registry.register("bot", model, {"run": "b"}).reference == "bot/2"
+    again = registry.register("bot", model, {"run": "a"})
+    assert again.reference == "bot/1"
+    assert (again.directory / "config.json").is_file()
+    assert again.lineage["run"] == "a"
+    assert registry.versions("bot") == [1, 2]
+    assert registry.names() == ["bot"]
+
+
+def test_concurrent_registrations_get_versions_of_their_own(registry: Registry, model: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        versions = list(pool.map(lambda i: registry.register("bot", model, {"run": str(i)}).version, range(16)))
+    assert sorted(versions) == list(range(1, 17))
+
+
+def test_references(registry: Registry, model: Path) -> None:
+    for run in "ab":
+        registry.register("bot", model, {"run": run})
+    assert registry.resolve("bot").version == 2
+    registry.move_alias("bot", "prod", 1, expected=None)
+    assert registry.resolve("bot").version == 1
+    assert registry.resolve("bot@prod").version == 1
+    assert registry.resolve("bot/2").version == 2
+
+
+def test_an_alias_moves_only_from_where_the_mover_saw_it(registry: Registry, model: Path) -> None:
+    for run in "ab":
+        registry.register("bot", model, {"run": run})
+    registry.move_alias("bot", "prod", 1, expected=None)
+    with pytest.raises(ConflictError, match="bot@prod is 1, not None"):
+        registry.move_alias("bot", "prod", 2, expected=None)
+    registry.move_alias("bot", "prod", 2, expected=1)
+    assert [move["version"] for move in registry.history("bot")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [("bot/9", r"bot/9: no such model version.*Versions: 1"), ("bot@prod", "has no alias prod"),
+     ("other", r"no such model.*Registered models: bot"), ("a/b/c", "not a model reference")],
+)  # fmt: skip
+def test_what_does_not_exist_is_named_with_what_does(
+    registry: Registry, model: Path, reference: str, message: str
+) -> None:
+    registry.register("bot", model, {})
+    with pytest.raises(ModelError, match=message):
+        registry.resolve(reference)
