@@ -1,0 +1,124 @@
+"""Starting and stopping the server on a Ray that is already initialised."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import socket
+import time
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import RunTarget
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+from bco_ray.errors import ServingError
+from bco_ray.serving.app import build
+from bco_ray.serving.args import ServeArgs
+
+APPLICATION = "bco"
+
+_POLL_SECONDS = 0.25
+_EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class ServerHandle:
+    """A running server. `url` has no trailing slash and no `/v1`."""
+
+    url: str
+    application: str = APPLICATION
+
+    def stop(self) -> None:
+        """Take the server down; Ray Serve itself too if nothing else runs on it. Twice is fine."""
+        if ray.is_initialized() and self.application in serve.status().applications:
+            serve.delete(self.application)
+        if ray.is_initialized() and not serve.status().applications:
+            serve.shutdown()
+
+
+def start_server(
+    args: ServeArgs, *, host: str = "127.0.0.1", port: int = 8000, timeout_seconds: float = 180
+) -> ServerHandle:
+    """Serve `args` at host:port and return once it answers.
+
+    Raises ServingError if the host is not loopback, the port is taken, a server runs already, or it is not ready in
+    time (what was started is taken down again); ModelError if the model cannot be served.
+    """
+    _check_loopback(host)
+    if not ray.is_initialized():
+        raise ServingError("Ray is not initialised; call ray.init() first.")
+    if APPLICATION in serve.status().applications:
+        raise ServingError(f"This Ray cluster runs a server already (application {APPLICATION!r}); stop it first.")
+    application = build(args)
+    check_free(host, port)
+    handle = ServerHandle(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        target = RunTarget(application, name=APPLICATION, route_prefix="/")
+        serve.run_many([target], wait_for_applications_running=False)  # serve.run would wait for ever for resources
+        _wait_until_ready(handle.url, args.model_id, timeout_seconds)
+    except BaseException:
+        handle.stop()
+        raise
+    return handle
+
+
+def _check_loopback(host: str) -> None:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ServingError(
+            f"{host}: not a loopback address. There are no API keys yet, so anybody who reaches the port could use the "
+            "model and vote; serve on 127.0.0.1 and put an authenticating proxy in front."
+        )
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises ServingError if nothing can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServingError(f"{host}:{port} cannot be listened on: {error.strerror}. Choose another port.") from None
+
+
+def _wait_until_ready(url: str, model_id: str, timeout_seconds: float) -> None:
+    """Poll /readyz until it names our model: the proxy answers 404 while the route is unknown."""
+    deadline = time.monotonic() + timeout_seconds
+    answer: Any = "no answer"
+    while time.monotonic() < deadline:
+        application = serve.status().applications[APPLICATION]
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise ServingError(f"The server did not start: {_reason(application)}")
+        answer = _get(f"{url}/readyz")
+        if isinstance(answer, dict) and answer.get("model") == model_id:
+            return
+        time.sleep(_POLL_SECONDS)
+    raise ServingError(
+        f"{url}: not ready within {timeout_seconds:.0f} s. {_reason(application) or answer}. "
+        f"The cluster has free: {ray.available_resources()}."
+    )
+
+
+def _reason(application: ApplicationStatusOverview) -> str:
+    """The last exception a deployment raised, else what Serve says about them."""
+    messages = [deployment.message for deployment in application.deployments.values() if deployment.message]
+    raised = _EXCEPTION.findall("\n".join(messages))
+    return raised[-1] if raised else " ".join(messages)
+
+
+def _get(url: str) -> Any:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return json.loads(response.read())
+    except (OSError, ValueError) as error:  # URLError, refused, 404 and 503, not JSON
+        return str(error)

@@ -1,0 +1,210 @@
+"""The feedback log as immutable Parquet: segments of vote events, and manifests that say which of them count.
+
+`manifest-<n>.json` is written last and never changed; a training round pins one. What counts in manifest n is every
+row of its segments but those whose id is in `superseded` (changed or withdrawn later). A segment that no manifest
+names is a leftover of a killed export; the next export removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bco_ray.errors import StorageError
+from bco_ray.schema import RECORDS, Record, record_to_row
+from bco_ray.storage import files
+from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.tables import completions, later_votes, reading, votes
+
+SEGMENT_ROWS = 20_000
+
+_COPIED = ("id", "label", "source", "model", "comment", "tags", "correction", "tools")
+
+_MANIFEST = re.compile(r"manifest-(\d+)\.json")
+_LEFTOVER = re.compile(r"part-\d+-\d+\.parquet|\.(?:part|manifest)-.*\.tmp")
+
+
+class Segment(BaseModel):
+    """One Parquet file: the up and down votes with from_seq <= seq <= to_seq."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    rows: int
+    from_seq: int
+    to_seq: int
+    sha256: str
+
+
+class FeedbackManifest(BaseModel):
+    """The log up to event `watermark`. `superseded`: record ids in the segments that no longer count."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: int
+    created_at: float
+    watermark: int
+    segments: list[Segment]
+    superseded: list[str]
+    effective_count: int
+
+    @property
+    def file(self) -> str:
+        """Its name in the feedback directory."""
+        return f"manifest-{self.number}.json"
+
+
+def export(log: FeedbackLog, feedback_dir: Path) -> FeedbackManifest | None:
+    """Write what was voted since the newest manifest and a new manifest; the newest one itself if nothing was.
+
+    None while there has never been a vote. Exporters exclude each other and each may be killed at any point. Raises
+    StorageError if the directory's newest manifest knows events that the log does not.
+    """
+    feedback_dir.mkdir(parents=True, exist_ok=True)
+    with _exclusive(feedback_dir), reading(log.engine) as connection:
+        last = newest_manifest(feedback_dir)
+        since, until = last.watermark if last else 0, _last_seq(connection)
+        if until < since:
+            raise StorageError(
+                f"{feedback_dir}: exported up to vote {since}, but the log ends at {until}: not its log."
+            )
+        if until == since:
+            return last
+        _remove_leftovers(feedback_dir, last)
+        return _extend(connection, feedback_dir, last, until)
+
+
+def newest_manifest(feedback_dir: Path) -> FeedbackManifest | None:
+    """None if there is none yet. Raises StorageError for a bad one."""
+    numbers = _numbers(feedback_dir)
+    return load_manifest(feedback_dir, numbers[-1]) if numbers else None
+
+
+def load_manifest(feedback_dir: Path, number: int | None = None) -> FeedbackManifest:
+    """Manifest `number`, or the newest. Raises StorageError if it or a segment it names is missing or damaged."""
+    known = _numbers(feedback_dir)
+    number = number if number is not None else next(reversed(known), None)
+    if number not in known:
+        there = f"There are: {', '.join(map(str, known))}." if known else "Nothing has been exported yet."
+        raise StorageError(f"{feedback_dir}: no feedback manifest{'' if number is None else f' {number}'}. {there}")
+    path = feedback_dir / f"manifest-{number}.json"
+    try:
+        manifest = FeedbackManifest.model_validate(files.read_json(path))
+    except ValidationError as error:
+        raise StorageError(f"{path}: not a feedback manifest: {error.errors()[0]['msg']}.") from None
+    for segment in manifest.segments:
+        if not (feedback_dir / segment.file).is_file():
+            raise StorageError(f"{feedback_dir / segment.file}: missing, but {path.name} names it.")
+    return manifest
+
+
+def verify_segments(feedback_dir: Path, manifest: FeedbackManifest) -> None:
+    """Read every segment and compare digests. Raises StorageError naming the first bad one."""
+    for segment in manifest.segments:
+        if files.sha256(feedback_dir / segment.file) != segment.sha256:
+            raise StorageError(f"{feedback_dir / segment.file}: not what {manifest.file} says (sha256 differs).")
+
+
+def _extend(connection: sa.Connection, directory: Path, last: FeedbackManifest | None, until: int) -> FeedbackManifest:
+    segments = list(last.segments) if last else []
+    for first, final, rows in _chunks(connection, last.watermark if last else 0, until):
+        segments.append(_write_segment(directory, first, final, rows))
+    superseded = _overridden(connection, until)
+    manifest = FeedbackManifest(
+        number=last.number + 1 if last else 1,
+        created_at=time.time(),
+        watermark=until,
+        segments=segments,
+        superseded=superseded,
+        effective_count=sum(s.rows for s in segments) - len(superseded),
+    )
+    files.write_json(directory / manifest.file, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _chunks(connection: sa.Connection, since: int, until: int) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
+    """(from_seq, to_seq, rows) of each new segment; together they cover since < seq <= until without gaps."""
+    while since < until:
+        found = connection.execute(_labelled(since, until).limit(SEGMENT_ROWS)).mappings().all()
+        if not found:
+            return
+        final = until if len(found) < SEGMENT_ROWS else int(found[-1]["seq"])
+        yield since + 1, final, [record_to_row(_record(row)) for row in found]
+        since = final
+
+
+def _write_segment(directory: Path, first: int, final: int, rows: list[dict[str, Any]]) -> Segment:
+    path = directory / f"part-{first}-{final}.parquet"
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=RECORDS), sink)
+    files.write_bytes(path, sink.getvalue().to_pybytes())
+    return Segment(file=path.name, rows=len(rows), from_seq=first, to_seq=final, sha256=files.sha256(path))
+
+
+def _record(row: sa.RowMapping) -> Record:
+    choice = row["choices"][row["choice_index"]]
+    facts = {"response_id": row["response_id"], "choice_index": row["choice_index"]}
+    endpoint = {} if row["endpoint"] == "chat" else {"endpoint": row["endpoint"]}
+    return Record.model_validate(
+        {
+            **{
+                name: row[name] for name in ("id", "label", "source", "model", "comment", "tags", "correction", "tools")
+            },
+            "prompt": row["messages"],
+            "completion": [{"role": "assistant", "content": choice["text"]}],
+            "label_raw": "true" if row["label"] else "false",
+            "user": row["user"] or None,
+            "created_at": row["created_at"],
+            "updated_at": row["created_at"],
+            "metadata": {**row["metadata"], **facts, "finish_reason": choice["finish_reason"], **endpoint},
+        }
+    )
+
+
+def _labelled(since: int, until: int) -> sa.Select[Any]:
+    answer = completions.c
+    return (
+        sa.select(votes, answer.model, answer.messages, answer.tools, answer.choices, answer.endpoint)
+        .join(completions, answer.id == votes.c.response_id)
+        .where(votes.c.seq > since, votes.c.seq <= until, votes.c.label.is_not(None))
+        .order_by(votes.c.seq)
+    )
+
+
+def _overridden(connection: sa.Connection, until: int) -> list[str]:
+    condition = (votes.c.seq <= until, votes.c.label.is_not(None), later_votes(until).exists())
+    return list(connection.execute(sa.select(votes.c.id).where(*condition).order_by(votes.c.seq)).scalars())
+
+
+def _last_seq(connection: sa.Connection) -> int:
+    return int(connection.execute(sa.select(sa.func.coalesce(sa.func.max(votes.c.seq), 0))).scalar_one())
+
+
+def _numbers(directory: Path) -> list[int]:
+    found = directory.iterdir() if directory.is_dir() else ()
+    return sorted(int(match[1]) for path in found if (match := _MANIFEST.fullmatch(path.name)))
+
+
+def _remove_leftovers(directory: Path, last: FeedbackManifest | None) -> None:
+    named = {segment.file for segment in last.segments} if last else set()
+    for path in directory.iterdir():
+        if _LEFTOVER.fullmatch(path.name) and path.name not in named:
+            path.unlink()
+
+
+@contextmanager
+def _exclusive(directory: Path) -> Iterator[None]:
+    """Held by one exporter of this machine at a time (SQLite is one machine's too); dies with its process."""
+    with (directory / ".export.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

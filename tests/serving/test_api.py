@@ -1,0 +1,490 @@
+"""The API over a socket, driven by the stock `openai` client, and with plain HTTP where that client is too polite."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from bco_ray.errors import ModelError
+from bco_ray.serving.api import create_api
+from bco_ray.serving.args import ServeArgs, describe
+from bco_ray.serving.engine import (
+    EngineDeadError,
+    EngineOverloadedError,
+    GenRequest,
+    Health,
+    Load,
+    TokenEvent,
+)
+from bco_ray.serving.hf_engine import HFEngine
+from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.testing.tiny import write_tiny_model
+from bco_ray.text import load_tokenizer
+
+HI: Any = [{"role": "user", "content": "Hello"}]
+
+
+@dataclass
+class Scripted:
+    """An engine that says `events` (an exception is raised where it stands) and keeps what it was asked."""
+
+    events: list[TokenEvent | Exception] = field(default_factory=list)
+    asked: list[GenRequest] = field(default_factory=list)
+    closed: int = 0
+    delay_seconds: float = 0.0
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+    async def generate(self, request: GenRequest) -> AsyncGenerator[TokenEvent]:
+        self.asked.append(request)
+        try:
+            for event in list(self.events):
+                await asyncio.sleep(self.delay_seconds)
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        finally:
+            self.closed += 1
+
+    async def health(self) -> Health:
+        return Health(not any(isinstance(e, EngineDeadError) for e in self.events), "scripted")
+
+    async def load(self) -> Load:
+        return Load(0, 0)
+
+
+def says(*texts: str, finish: str = "stop") -> list[TokenEvent | Exception]:
+    last = len(texts) - 1
+    return [TokenEvent([i], text, finish if i == last else None) for i, text in enumerate(texts)]
+
+
+@dataclass
+class Site:
+    """A running server and its parts."""
+
+    url: str
+    engine: Scripted
+    log: FeedbackLog
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, timeout=60)
+
+    def http(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return httpx.request(method, self.url + path, timeout=60, **options)
+
+
+@contextmanager
+def listening(api: FastAPI) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(api, log_level="error", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.02)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def site(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One server for the module, over a scripted engine."""
+    storage = tmp_path_factory.mktemp("storage")
+    args = ServeArgs(model_id="helper/3", model_dir=model_dir, storage=storage, aliases=["helper@prod"])
+    engine, log = Scripted(), FeedbackLog.open(storage)
+    with listening(create_api(engine, describe(args), load_tokenizer(model_dir), log)) as url:
+        yield Site(url, engine, log)
+    log.close()
+
+
+@pytest.fixture(autouse=True)
+def _silent(request: pytest.FixtureRequest) -> None:
+    """Every test starts with an engine that says `Hi there` and has been asked nothing."""
+    if "site" in request.fixturenames:
+        engine = request.getfixturevalue("site").engine
+        engine.events, engine.asked, engine.closed, engine.delay_seconds = says("Hi", " there"), [], 0, 0.0
+
+
+def an_answer(site: Site) -> str:
+    return site.client.chat.completions.create(model="helper", messages=HI).id
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The envelope, checked for its shape."""
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    return dict(body["error"])
+
+
+# --- chat -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["helper/3", "helper@prod", "helper"])
+def test_every_name_answers_with_the_exact_version(site: Site, name: str) -> None:
+    answer = site.client.chat.completions.create(model=name, messages=HI)
+    assert (answer.model, answer.choices[0].message.content) == ("helper/3", "Hi there")
+    assert answer.system_fingerprint is not None
+    assert answer.system_fingerprint.endswith("helper/3")
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 2
+    assert answer.usage.prompt_tokens == len(site.engine.asked[0].token_ids)
+
+
+def test_the_prompt_is_the_models_own_template(site: Site, model_dir: Path) -> None:
+    site.client.chat.completions.create(model="helper", messages=[{"role": "system", "content": "Be."}, *HI])
+    rendered = load_tokenizer(model_dir).decode(site.engine.asked[0].token_ids)
+    assert rendered == "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_content_parts_are_text(site: Site) -> None:
+    parts: Any = [{"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}]
+    answer = site.client.chat.completions.create(model="helper", messages=parts)
+    site.client.chat.completions.create(model="helper", messages=HI)
+    assert site.engine.asked[0].token_ids == site.engine.asked[1].token_ids
+    assert site.log.get_completion(answer.id).messages == HI, "the log keeps what the template saw"
+    image: Any = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+    with pytest.raises(openai.BadRequestError, match="text parts"):
+        site.client.chat.completions.create(model="helper", messages=image)
+
+
+def test_sampling_parameters_reach_the_engine(site: Site) -> None:
+    site.client.chat.completions.create(
+        model="helper", messages=HI, temperature=0, top_p=0.5, seed=3, stop="x", max_tokens=9, max_completion_tokens=4,
+        n=2, extra_body={"top_k": 7, "unknown": {"field": 1}},
+    )  # fmt: skip
+    asked = sorted(site.engine.asked, key=lambda r: r.seed or 0)
+    assert [(r.seed, r.temperature, r.top_p, r.top_k, r.stop, r.max_new) for r in asked] == [
+        (3, 0.0, 0.5, 7, ("x",), 4),
+        (4, 0.0, 0.5, 7, ("x",), 4),
+    ]
+
+
+def test_null_means_default(site: Site) -> None:
+    nulls = dict.fromkeys(("temperature", "top_p", "seed", "stop", "n", "stream", "max_tokens", "user", "tools"))
+    assert site.http("POST", "/v1/chat/completions", json={"model": "helper", "messages": HI, **nulls}).is_success
+    assert (site.engine.asked[0].temperature, site.engine.asked[0].max_new) == (
+        1.0,
+        512 - len(site.engine.asked[0].token_ids),
+    )
+
+
+def test_several_choices(site: Site) -> None:
+    answer = site.client.chat.completions.create(model="helper", messages=HI, n=3)
+    assert [(c.index, c.message.content) for c in answer.choices] == [(i, "Hi there") for i in range(3)]
+    assert len(site.log.get_completion(answer.id).choices) == 3
+
+
+def test_the_log_holds_the_answer(site: Site) -> None:
+    answer = site.client.chat.completions.create(model="helper", messages=HI, temperature=0.5, user="ann")
+    row = site.log.get_completion(answer.id)
+    assert (row.model, row.messages, row.user, row.endpoint) == ("helper/3", HI, "ann", "chat")
+    assert (row.choices[0].text, row.choices[0].token_ids, row.choices[0].finish_reason) == ("Hi there", [0, 1], "stop")
+    assert row.prompt_ids == site.engine.asked[0].token_ids
+    assert row.sampling["temperature"] == 0.5
+
+
+def test_stream(site: Site) -> None:
+    chunks = list(site.client.chat.completions.create(model="helper", messages=HI, stream=True))
+    deltas = [c.choices[0].delta for c in chunks]
+    assert deltas[0].role == "assistant"
+    assert "".join(d.content or "" for d in deltas) == "Hi there"
+    assert [c.choices[0].finish_reason for c in chunks] == [None, None, None, "stop"]
+    assert {(c.id, c.model) for c in chunks} == {(chunks[0].id, "helper/3")}
+
+
+def test_stream_with_usage_and_done(site: Site) -> None:
+    body = {"model": "helper", "messages": HI, "stream": True, "stream_options": {"include_usage": True}, "n": 2}
+    response = site.http("POST", "/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    chunks = [json.loads(line) for line in lines[:-1]]
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == 4
+    assert all(c["usage"] is None for c in chunks[:-1])
+    assert sorted(c["choices"][0]["index"] for c in chunks[:-1] if c["choices"][0]["finish_reason"]) == [0, 1]
+
+
+def test_the_row_is_there_before_the_stream_ends(site: Site) -> None:
+    """A vote cast at the sight of the last chunk, with the connection still open, finds its answer."""
+    for chunk in site.client.chat.completions.create(model="helper", messages=HI, stream=True):
+        if chunk.choices[0].finish_reason:
+            site.client.chat.completions.update(chunk.id, metadata={"feedback": "up"})
+    assert [e.vote.label for e in site.log.list_votes(response_id=chunk.id)[0]] == [True]
+
+
+def test_leaving_a_stream_cancels_the_engine(site: Site) -> None:
+    site.engine.events, site.engine.delay_seconds = says(*["more "] * 500), 0.05
+    with site.client.chat.completions.create(model="helper", messages=HI, stream=True) as stream:
+        next(iter(stream))
+    deadline = time.monotonic() + 20
+    while not site.engine.closed and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert site.engine.closed == 1
+
+
+def test_an_error_before_the_first_token_is_plain_http(site: Site) -> None:
+    site.engine.events = [EngineOverloadedError("3 requests wait already")]
+    for stream in (False, True):
+        response = site.http("POST", "/v1/chat/completions", json={"model": "helper", "messages": HI, "stream": stream})
+        assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+        assert error_of(response)["code"] == "overloaded"
+
+
+def test_an_error_in_the_middle_ends_the_stream_with_an_envelope(site: Site) -> None:
+    site.engine.events = [TokenEvent([1], "so far"), EngineDeadError("gone")]
+    with pytest.raises(openai.APIError, match="gone"):
+        list(site.client.chat.completions.create(model="helper", messages=HI, stream=True))
+
+
+def test_text_completions(site: Site) -> None:
+    answer = site.client.completions.create(model="helper", prompt="Once", max_tokens=5)
+    assert (answer.object, answer.choices[0].text, answer.model) == ("text_completion", "Hi there", "helper/3")
+    site.client.completions.create(model="helper", prompt=site.engine.asked[0].token_ids)
+    assert site.engine.asked[0].token_ids == site.engine.asked[1].token_ids
+    pieces = [c.choices[0].text for c in site.client.completions.create(model="helper", prompt="Once", stream=True)]
+    assert "".join(pieces) == "Hi there"
+
+
+# --- models and operations --------------------------------------------------------------------------------------------
+
+
+def test_models(site: Site) -> None:
+    assert [m.id for m in site.client.models.list()] == ["helper/3", "helper@prod"]
+    assert site.client.models.retrieve("helper/3").object == "model"
+    assert site.client.models.retrieve("helper@prod").model_extra == {"root": "helper/3", "max_model_len": 512}
+    with pytest.raises(openai.NotFoundError):
+        site.client.models.retrieve("other/1")
+
+
+def test_operations(site: Site) -> None:
+    an_answer(site)
+    assert site.http("GET", "/healthz").json() == {"status": "ok"}
+    assert site.http("GET", "/readyz").json()["model"] == "helper/3"
+    assert "/v1/feedback" in site.http("GET", "/").json()["routes"]
+    assert 'bco_answers_total{finish_reason="stop"}' in site.http("GET", "/metrics").text
+    assert "/v1/feedback" in site.http("GET", "/openapi.json").json()["paths"]
+
+
+def test_a_dead_engine_is_not_ready(site: Site) -> None:
+    site.engine.events = [EngineDeadError("gone")]
+    response = site.http("GET", "/readyz")
+    assert (response.status_code, error_of(response)["code"]) == (503, "engine_unavailable")
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "code"),
+    [
+        ("POST", "/v1/chat/completions", b'{"model": ', 400, "invalid_json"),
+        ("POST", "/v1/chat/completions", b"\xff\xfe", 400, "invalid_json"),
+        ("POST", "/v1/chat/completions", b"[" * 100_000, 400, "invalid_json"),
+        ("POST", "/v1/chat/completions", b"[]", 422, "invalid_field"),
+        ("POST", "/v1/chat/completions", b'{"model": "helper"}', 422, "invalid_field"),
+        ("POST", "/v1/chat/completions", b'{"model": "helper", "messages": []}', 422, "invalid_field"),
+        ("GET", "/v1/nothing", None, 404, "not_found"),
+        ("PUT", "/v1/models", None, 405, "method_not_allowed"),
+        ("GET", "/v1/feedback?limit=0", None, 422, "invalid_field"),
+        ("GET", "/v1/feedback?after=fb-x", None, 400, "invalid_field"),
+        ("GET", "/v1/feedback/fb-x", None, 404, "not_found"),
+        ("DELETE", "/v1/feedback/fb-x", None, 404, "not_found"),
+        ("POST", "/v1/feedback", b'{"response_id": "chatcmpl-x", "label": true}', 404, "not_found"),
+        ("POST", "/v1/feedback", b'{"response_id": "chatcmpl-x", "label": "up"}', 422, "invalid_field"),
+    ],
+)
+def test_errors_have_one_shape(
+    site: Site, method: str, path: str, content: bytes | None, status: int, code: str
+) -> None:
+    response = site.http(method, path, content=content, headers={"content-type": "application/json"})
+    assert (response.status_code, error_of(response)["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        {"messages": [{"role": "user", "content": "a", "name": "\udfff"}]},
+        {"tools": [{"\ud800": 1}]},
+        {"tools": [{"limit": float("nan")}]},
+    ],
+)
+def test_what_could_not_be_exported_is_not_let_in(site: Site, fields: dict[str, Any]) -> None:
+    body = json.dumps({"model": "helper", "messages": HI, **fields})
+    response = site.http("POST", "/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, error_of(response)["code"]) == (422, "invalid_field")
+
+
+@pytest.mark.parametrize("prompt", [[-1], [10**30], 5, [["a"]]])
+def test_prompts_that_are_none(site: Site, prompt: Any) -> None:
+    response = site.http("POST", "/v1/completions", json={"model": "helper", "prompt": prompt})
+    assert (response.status_code, error_of(response)["code"]) == (422, "invalid_field")
+
+
+def test_a_bad_field_is_named(site: Site) -> None:
+    response = site.http("POST", "/v1/chat/completions", json={"model": "helper", "messages": HI, "temperature": 3})
+    assert (response.status_code, error_of(response)["param"]) == (422, "temperature")
+
+
+def test_an_unknown_model_is_named(site: Site) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        site.client.chat.completions.create(model="other/1", messages=HI)
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    assert "helper@prod" in str(caught.value)
+
+
+def test_an_over_long_prompt_is_told_its_length(site: Site) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"tokens; the model reads 512") as caught:
+        site.client.chat.completions.create(model="helper", messages=[{"role": "user", "content": "word " * 600}])
+    assert caught.value.code == "context_length_exceeded"
+    assert site.engine.asked == []
+
+
+def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
+    response = site.http("POST", "/v1/feedback/batch", content=b" " * ((32 << 20) + 1))
+    assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
+
+
+def test_our_own_mistakes_are_500_without_details(site: Site) -> None:
+    site.engine.events = [ZeroDivisionError("secret detail")]
+    response = site.http("POST", "/v1/chat/completions", json={"model": "helper", "messages": HI})
+    error = error_of(response)
+    assert (response.status_code, error["type"], error["code"]) == (500, "server_error", "internal_error")
+    assert "secret" not in response.text
+
+
+def test_the_callers_request_id_comes_back(site: Site) -> None:
+    assert site.http("GET", "/healthz", headers={"x-request-id": "mine"}).headers["x-request-id"] == "mine"
+
+
+# --- feedback ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_vote_is_stored_and_read_back(site: Site) -> None:
+    answer = an_answer(site)
+    body = {"response_id": answer, "label": False, "comment": "no", "tags": ["rude"], "user": "ann"}
+    response = site.http("POST", "/v1/feedback", json=body)
+    assert response.status_code == 201
+    stored = response.json()
+    assert (stored["object"], stored["model"], stored["effective"]) == ("feedback", "helper/3", True)
+    assert {key: stored[key] for key in body} == body
+    assert site.http("GET", f"/v1/feedback/{stored['id']}").json() == stored
+    assert site.http("GET", f"/v1/feedback?response_id={answer}").json()["data"] == [stored]
+
+
+def test_replay_and_conflict(site: Site) -> None:
+    answer = an_answer(site)
+    headers = {"Idempotency-Key": f"key-{answer}"}
+    votes = [{"response_id": answer, "label": label} for label in (True, True, False)]
+    first, again, other = (site.http("POST", "/v1/feedback", json=vote, headers=headers) for vote in votes)
+    assert (first.status_code, again.status_code, other.status_code) == (201, 200, 409)
+    assert (again.headers["idempotent-replayed"], again.json()) == ("true", first.json())
+    assert "idempotent-replayed" not in first.headers
+    assert (other.headers["x-should-retry"], error_of(other)["code"]) == ("false", "idempotency_conflict")
+
+
+def test_withdrawing(site: Site) -> None:
+    vote = site.http("POST", "/v1/feedback", json={"response_id": an_answer(site), "label": True}).json()
+    gone = site.http("DELETE", f"/v1/feedback/{vote['id']}").json()
+    assert gone == {"id": vote["id"], "object": "feedback", "deleted": True}
+    assert site.http("GET", f"/v1/feedback/{vote['id']}").json()["effective"] is False
+
+
+def test_listing_pages(site: Site) -> None:
+    answer = an_answer(site)
+    for user in "abc":
+        site.http("POST", "/v1/feedback", json={"response_id": answer, "label": True, "user": user})
+    page = site.http("GET", f"/v1/feedback?response_id={answer}&limit=2").json()
+    assert (len(page["data"]), page["has_more"]) == (2, True)
+    rest = site.http("GET", f"/v1/feedback?response_id={answer}&after={page['last_id']}").json()
+    assert ([v["user"] for v in rest["data"]], rest["has_more"]) == (["c"], False)
+
+
+def test_the_stock_client_votes(site: Site) -> None:
+    answer = an_answer(site)
+    updated = site.client.chat.completions.update(answer, metadata={"feedback": "down"})
+    assert (updated.id, updated.choices[0].message.content, updated.metadata) == (
+        answer, "Hi there", {"feedback": "down"},
+    )  # fmt: skip
+    posted: Any = site.client.post("/feedback", body={"response_id": answer, "label": True}, cast_to=object)
+    assert posted["label"] is True
+    assert [e.vote.label for e in site.log.list_votes(response_id=answer)[0]] == [False, True]
+    with pytest.raises(openai.BadRequestError, match="feedback"):
+        site.client.chat.completions.update(answer, metadata={"mood": "up"})
+    with pytest.raises(openai.NotFoundError):
+        site.client.chat.completions.update("chatcmpl-no", metadata={"feedback": "up"})
+
+
+def test_batch_answers_per_line(site: Site) -> None:
+    answer = an_answer(site)
+    good = {"response_id": answer, "label": True, "idempotency_key": f"batch-{answer}"}
+    lines = [good, "not json", {"response_id": "no", "label": True}, {"response_id": answer}, good, [1]]
+    content = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n\n"
+    result = site.http("POST", "/v1/feedback/batch", content=content).json()
+    assert [(r["line"], r["status"]) for r in result["data"]] == [
+        (1, 201), (2, 400), (3, 404), (4, 422), (5, 200), (6, 400),
+    ]  # fmt: skip
+    assert (result["created"], result["replayed"], result["rejected"]) == (1, 1, 4)
+    assert result["data"][0]["id"] == result["data"][4]["id"]
+    assert result["data"][3]["error"]["param"] == "label"
+
+
+# --- with the real engine ---------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_engine_behind_the_api(model_dir: Path, tmp_path: Path) -> None:
+    args = ServeArgs(model_id="tiny/1", model_dir=model_dir, storage=tmp_path)
+    engine = HFEngine(model_dir, context_window=512)
+    asyncio.run(engine.start())
+    try:
+        with listening(
+            create_api(engine, describe(args), load_tokenizer(model_dir), FeedbackLog.open(tmp_path))
+        ) as url:
+            client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=60)
+            options: Any = {"model": "tiny", "messages": HI, "temperature": 0, "max_tokens": 12}
+            whole = client.chat.completions.create(**options)
+            chunks = client.chat.completions.create(**options, stream=True)
+            streamed = "".join(c.choices[0].delta.content or "" for c in chunks)
+            assert whole.choices[0].message.content == streamed
+            assert whole.usage is not None
+            assert whole.usage.completion_tokens <= 12
+    finally:
+        asyncio.run(engine.stop())
+
+
+def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        describe(ServeArgs(model_id="x/1", model_dir=tmp_path, storage=tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="context_window"):
+        describe(ServeArgs(model_id="x/1", model_dir=tmp_path, storage=tmp_path))
