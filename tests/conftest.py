@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,3 +43,10 @@ def shared_data() -> Path:
     if not directory.is_dir():
         pytest.skip("needs ../shared/data (real human votes), which is not part of this repository")
     return directory
+
+
+@pytest.fixture(scope="session")
+def server_port() -> int:
+    """Where Ray Serve listens in this session: once started it keeps its port until the cluster goes."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:  # the system's own range, beyond what Ray hands to workers
+        return int(probe.getsockname()[1])

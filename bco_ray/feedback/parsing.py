@@ -80,6 +80,8 @@ def _messages(fields: dict[str, Any], name: str, *, role: str) -> list[Message]:
     value = fields.get(name)
     if value is None:
         raise Refused(f"missing_{name}", f"the row has no {name}")
+    if value == []:
+        raise Refused(f"empty_{name}", f"{name} is an empty list")
     if isinstance(value, str):
         return [Message(role=role, content=value)]
     if not isinstance(value, list):

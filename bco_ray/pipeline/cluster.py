@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import ray
 import ray.data
 
+from bco_ray.errors import BcoError
 from bco_ray.telemetry import logger
 
 
@@ -18,7 +19,8 @@ def cluster(*, workers: int, object_store_bytes: int | None = None) -> Iterator[
     """Connected for the body's duration. A local cluster has room for `workers` and for Ray Data beside them.
 
     If Train took every CPU, Ray Data would wait for one for ever; so a local cluster always offers two more than the
-    workers need, whatever the machine has.
+    workers need, whatever the machine has. An error of ours that was raised on a worker leaves as itself, without
+    Ray's traceback around it.
     """
     if ray.is_initialized():
         yield
@@ -36,6 +38,9 @@ def cluster(*, workers: int, object_store_bytes: int | None = None) -> Iterator[
     configure_data()
     try:
         yield
+    except BcoError as error:
+        cause = getattr(error, "cause", None)
+        raise cause if isinstance(cause, BcoError) else error from None
     finally:
         ray.shutdown()
 
@@ -45,6 +50,7 @@ def configure_data() -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails there is raised too
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     logger.debug("connected to Ray: %s", ray.cluster_resources())

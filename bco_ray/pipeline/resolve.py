@@ -13,6 +13,7 @@ from bco_ray.storage import files
 from bco_ray.storage.export import FeedbackManifest, export, load_manifest
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.registry import Registry
+from bco_ray.text import load_tokenizer
 
 LARGE_MODEL_WEIGHTS = 3_000_000_000
 
@@ -76,6 +77,7 @@ def resolve(spec: JobSpec) -> ResolvedJob:
     """Pin what the spec refers to. Raises SpecError, DataError or ModelError naming the field."""
     storage = files.local_directory(spec.output.storage)
     directory, reference = resolve_model(spec.model.base, storage)
+    load_tokenizer(directory, revision=spec.model.revision)  # a model that cannot be used is better refused now
     sources, superseded, pinned = _feedback(spec, storage)
     bf16 = _wants_bf16(spec)
     spec = spec.model_copy(

@@ -34,11 +34,9 @@ class ServerHandle:
     application: str = APPLICATION
 
     def stop(self) -> None:
-        """Take the server down; Ray Serve itself too if nothing else runs on it. Twice is fine."""
+        """Take the server down. Ray Serve and its proxy stay, idle, until the cluster goes. Twice is fine."""
         if ray.is_initialized() and self.application in serve.status().applications:
             serve.delete(self.application)
-        if ray.is_initialized() and not serve.status().applications:
-            serve.shutdown()
 
 
 def start_server(
@@ -55,7 +53,8 @@ def start_server(
     if APPLICATION in serve.status().applications:
         raise ServingError(f"This Ray cluster runs a server already (application {APPLICATION!r}); stop it first.")
     application = build(args)
-    check_free(host, port)
+    if not serve.status().proxies:  # else the port is, or ought to be, its own
+        check_free(host, port)
     handle = ServerHandle(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})

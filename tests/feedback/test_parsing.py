@@ -65,7 +65,7 @@ def test_a_map_of_ones_own() -> None:
         (row(prompt=None), "missing_prompt"),
         (row(prompt=""), "empty_prompt"),
         (row(completion="  "), "empty_completion"),
-        (row(completion=[]), "invalid_field"),
+        (row(completion=[]), "empty_completion"),
         (row(completion=True), "invalid_completion"),
         (row(completion=[{"role": "assistant", "content": True}]), "invalid_completion"),
         (row(prompt=[{"content": "no role"}]), "invalid_prompt"),

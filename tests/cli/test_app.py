@@ -1,0 +1,88 @@
+"""What a person types, and what it exits with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bco_ray.cli import main
+from bco_ray.storage.registry import Registry
+from bco_ray.testing.tiny import write_tiny_model
+
+
+def bco(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `bco ARGUMENTS`."""
+    monkeypatch.setattr("sys.argv", ["bco", *arguments])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    write_tiny_model(tmp_path / "base")
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        f"name: bot\nmodel: {{base: {tmp_path}/base}}\ndata: {{feedback: {tmp_path}/log.jsonl}}\n"
+        f"output: {{storage: {tmp_path}/runs}}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "message"),
+    [
+        ("training.sed=1", 2, "unknown key training.sed; did you mean training.seed?"),
+        ("data.feedback=/nowhere/*.jsonl", 1, "data.feedback: /nowhere/*.jsonl: no such file"),
+        ("model.base=/nowhere", 1, "model.base: /nowhere: no model directory"),
+        ("model.base=bot@prod", 1, "bot has no alias prod"),
+        ("data.feedback=feedback", 2, "has no votes yet"),
+        ("output.storage=s3://b/x", 2, "only local"),
+        ("training={precision: bf16, deepspeed: {zero_stage: 0}}", 2, "training.precision: bf16"),
+    ],
+)
+def test_errors_name_the_thing_and_exit_codes_tell_usage_from_work(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    spec: Path,
+    override: str,
+    code: int,
+    message: str,
+) -> None:
+    assert bco(monkeypatch, "run", str(spec), "--set", override) == code
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_missing_spec_and_an_unknown_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bco(monkeypatch, "run", "/nowhere/spec.yaml") == 2
+    assert bco(monkeypatch, "rum") == 2
+
+
+def test_a_model_without_chat_template(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], spec: Path, tmp_path: Path
+) -> None:
+    bare = write_tiny_model(tmp_path / "bare", chat_template=False)
+    assert bco(monkeypatch, "run", str(spec), "--set", f"model.base={bare}") == 1
+    assert "has no chat template" in capsys.readouterr().err
+
+
+def test_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    Registry(tmp_path).register("bot", tmp_path / "m", {"run": "a"})
+    storage = ["--storage", str(tmp_path)]
+    assert bco(monkeypatch, "models", "promote", "bot/1", *storage) == 0
+    assert bco(monkeypatch, "models", "list", "--json", *storage) == 0
+    assert json.loads(capsys.readouterr().out) == {"bot": {"versions": [1], "aliases": {"prod": 1}}}
+    assert bco(monkeypatch, "models", "show", "bot@prod", "--json", *storage) == 0
+    assert json.loads(capsys.readouterr().out)["lineage"]["run"] == "a"
+    assert bco(monkeypatch, "models", "show", "bot/7", *storage) == 1
+
+
+def test_env(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bco(monkeypatch, "env", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["packages"]["ray"].startswith("2.60")
