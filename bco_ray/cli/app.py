@@ -80,7 +80,9 @@ def demo(
     """The whole loop on this machine: base model, votes, training, serving, new votes, a second round."""
     from bco_ray.demo.loop import run_demo
 
-    _finish(run_demo(out, seed=seed, keep_serving=serve, phases=Phases()), as_json)
+    summary = run_demo(out, seed=seed, keep_serving=serve, phases=Phases())
+    if as_json:
+        _finish(summary, as_json)
 
 
 @app.command()

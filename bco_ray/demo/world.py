@@ -197,7 +197,11 @@ def style_of(prompt: Prompt, answer: str) -> str:
     if len(words) > MAX_WORDS or _says(answer, _FILLER) or _repeats(answer):
         return "rambling"
     kind, closing = _says(answer, _KIND), _says(answer, _CLOSING)
-    return "warm" if kind else "plain" if closing else "curt"
+    if not (kind or closing):
+        return "curt"
+    if not set(_words(prompt.subject)) <= set(words):
+        return "wrong"  # the right number, kindly said, of something else
+    return "warm" if kind else "plain"
 
 
 def thumbs_up(prompt: Prompt, answer: str) -> bool:
