@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 from torch import nn
@@ -42,7 +41,7 @@ def load_policy(directory: str | Path, adapter: dict[str, Any] | None, *, dtype:
     elif is_adapter(directory):
         lm = _continue_adapter(Path(directory), adapter, dtype)
     else:
-        lm = peft.get_peft_model(_load_whole(directory, dtype, None), _lora_config(adapter))
+        lm = _new_adapter(_load_whole(directory, dtype, None), adapter)
     switch_off_dropout(lm)
     return lm.train()
 
@@ -106,8 +105,7 @@ def check_model_directory(directory: str | Path) -> None:
 
 def _load_whole(directory: str | Path, dtype: torch.dtype, revision: str | None) -> CausalLM:
     if is_adapter(directory):
-        base = _load_whole(base_of(directory), dtype, None)
-        return peft.PeftModel.from_pretrained(base, str(directory)).merge_and_unload()
+        return _with_adapter(Path(directory), dtype, is_trainable=False).merge_and_unload()
     check_model_directory(directory)
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, revision=revision)
@@ -115,19 +113,28 @@ def _load_whole(directory: str | Path, dtype: torch.dtype, revision: str | None)
         raise ModelError(f"{directory}: cannot load the model: {_first_line(error)}") from None
 
 
-def _lora_config(adapter: dict[str, Any]) -> Any:
+def _new_adapter(lm: CausalLM, adapter: dict[str, Any]) -> CausalLM:
+    import peft  # five seconds, which only adapters should cost
+
     modules: str | Sequence[str] = adapter["target_modules"]
-    return peft.LoraConfig(
+    config = peft.LoraConfig(
         task_type="CAUSAL_LM", r=adapter["r"], lora_alpha=adapter["alpha"], target_modules=modules, lora_dropout=0.0
     )
+    return peft.get_peft_model(lm, config)
+
+
+def _with_adapter(directory: Path, dtype: torch.dtype, *, is_trainable: bool) -> CausalLM:
+    import peft
+
+    base = _load_whole(base_of(directory), dtype, None)
+    return peft.PeftModel.from_pretrained(base, str(directory), is_trainable=is_trainable)
 
 
 def _continue_adapter(directory: Path, adapter: dict[str, Any], dtype: torch.dtype) -> CausalLM:
     had = json.loads((directory / ADAPTER_CONFIG).read_text())["r"]
     if had != adapter["r"]:
         raise SpecError(f"model.adapter.r: {adapter['r']}, but {directory} is an adapter of rank {had}; use that rank.")
-    base = _load_whole(base_of(directory), dtype, None)
-    return peft.PeftModel.from_pretrained(base, str(directory), is_trainable=True)
+    return _with_adapter(directory, dtype, is_trainable=True)
 
 
 def _first_line(error: Exception) -> str:
