@@ -87,7 +87,9 @@ def demo(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="name/3, name@prod, name, or a model directory.")],
+    what: Annotated[
+        str, typer.Argument(metavar="[SPEC|MODEL]", help="A spec, name/3, name@prod, name, or a model directory.")
+    ] = "",
     storage: Storage = Path("runs"),
     host: Annotated[str, typer.Option(help="Loopback only, until API keys exist.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the OpenAI-compatible API.")] = 8000,
@@ -95,6 +97,7 @@ def serve(
     """Serve a model over HTTP and log its answers and their thumbs. Ctrl-C stops it."""
     from bco_ray.cli import server
 
+    model, storage = server.what_to_serve(what, storage)
     server.serve(model, storage, host=host, port=port)
 
 

@@ -6,10 +6,26 @@ import signal
 import threading
 from pathlib import Path
 
+from bco_ray.config import load_spec
+from bco_ray.errors import SpecError
 from bco_ray.pipeline.cluster import cluster
 from bco_ray.pipeline.served import serve_args
 from bco_ray.serving.server import start_server
+from bco_ray.storage.registry import Registry
 from bco_ray.telemetry import console
+
+
+def what_to_serve(what: str, storage: Path) -> tuple[str, Path]:
+    """(model reference, storage). A spec means its registered model; nothing means the only model there is."""
+    if what.endswith((".yaml", ".yml")):
+        spec = load_spec(what)
+        return spec.registry_name, Path(spec.output.storage)
+    if what:
+        return what, storage
+    names = Registry(storage).names()
+    if len(names) != 1:
+        raise SpecError(f"{storage}: say which model to serve; registered are: {', '.join(names) or 'none'}.")
+    return names[0], storage
 
 
 def serve(model: str, storage: Path, *, host: str, port: int) -> None:

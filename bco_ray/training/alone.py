@@ -27,7 +27,7 @@ def main(arguments: list[str], *, after_step: StepHook | None = None) -> None:
     try:
         train(setup, current_gang(), after_step=after_step)
     finally:
-        if dist.is_initialized():
+        if "RANK" in os.environ:
             dist.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -120,7 +121,8 @@ def make_engine(setup: TrainSetup, policy: Policy, gang: Gang, total_steps: int)
 
 def _assemble(setup: TrainSetup, gang: Gang) -> Run:
     manifest = load_scored(Path(setup.scored))
-    reader = ShardReader(Path(setup.scored), manifest, cached_shards=len(manifest.shards))
+    shards_per_pool = math.ceil(len(manifest.shards) * setup.pool_rows / max(1, manifest.kept))
+    reader = ShardReader(Path(setup.scored), manifest, cached_shards=2 * shards_per_pool)  # a window may span two
     plan = Plan(reader.counts, setup.rows_per_step, setup.epochs, setup.seed, setup.pool_rows)
     dtype = torch.bfloat16 if setup.bf16 else torch.float32
     policy = Policy(loading.load_policy(setup.model, setup.adapter, dtype=dtype))

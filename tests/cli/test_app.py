@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from bco_ray.cli import main
+from bco_ray.cli.server import what_to_serve
+from bco_ray.errors import SpecError
 from bco_ray.storage.registry import Registry
 from bco_ray.testing.tiny import write_tiny_model
 
@@ -81,6 +83,17 @@ def test_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert bco(monkeypatch, "models", "show", "bot@prod", "--json", *storage) == 0
     assert json.loads(capsys.readouterr().out)["lineage"]["run"] == "a"
     assert bco(monkeypatch, "models", "show", "bot/7", *storage) == 1
+
+
+def test_what_to_serve(spec: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    assert what_to_serve(str(spec), Path("elsewhere")) == ("bot", storage)
+    assert what_to_serve("bot@prod", storage) == ("bot@prod", storage)
+    with pytest.raises(SpecError, match="registered are: none"):
+        what_to_serve("", storage)
+    (tmp_path / "m").mkdir()
+    Registry(storage).register("bot", tmp_path / "m", {})
+    assert what_to_serve("", storage) == ("bot", storage)
 
 
 def test_env(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
