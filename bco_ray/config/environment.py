@@ -22,7 +22,7 @@ def prepare_environment() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed's guess, and its warning about it
     if "RAY_ADDRESS" in os.environ:
         return
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")  # or it warns of "8 workers" on two cores
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")  # or it warns of "8 workers" on two cores
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actor pools warn of themselves on stderr
     if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

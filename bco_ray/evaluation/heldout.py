@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy
@@ -31,7 +32,7 @@ class HeldOut:
 
 
 class RewardScorer:
-    """A Ray Data actor: r = beta * (log pi - log ref) for each validation row of a block of SCORED."""
+    """A Ray Data actor: r = beta * (log pi - log ref) for each validation row of scored shards."""
 
     def __init__(self, model_directory: str, beta: float, max_tokens: int, dtype: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -42,10 +43,13 @@ class RewardScorer:
         self.beta = beta
         self.max_tokens = max_tokens
 
+    def __call__(self, shards: pa.Table) -> pa.Table:
+        """`file` names shards; two numbers per validation row come out, train rows are passed over."""
+        return pa.concat_tables([self._judge(pq.read_table(path)) for path in shards["file"].to_pylist()])
+
     @torch.inference_mode()
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Two numbers per validation row; train rows are passed over."""
-        rows = block.filter(pc.equal(block["split"], "validation"))
+    def _judge(self, shard: pa.Table) -> pa.Table:
+        rows = shard.filter(pc.equal(shard["split"], "validation"))
         ids, masks = rows["input_ids"].to_pylist(), rows["completion_mask"].to_pylist()
         logps = np.empty(rows.num_rows, dtype=np.float32)
         for batch in token_budget_batches([len(row) for row in ids], self.max_tokens):
@@ -71,8 +75,8 @@ def evaluate_held_out(
     total = manifest.count("validation_chosen") + manifest.count("validation_rejected")
     if total == 0:
         return HeldOut(0, {})
-    shards = [str(scored / shard.file) for shard in manifest.shards]
-    judged = ray.data.read_parquet(shards).map_batches(
+    shards = [{"file": str(scored / shard.file)} for shard in manifest.shards]
+    judged = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         RewardScorer,
         fn_constructor_args=(model_directory, beta, max_tokens, dtype, 1),
         compute=ActorPoolStrategy(min_size=1, max_size=num_workers),
