@@ -54,7 +54,7 @@ class Record(BaseModel):
     comment: str | None = None
     tags: list[str] = Field(default_factory=list)
     correction: str | None = None
-    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, ge=0.0, le=1e6, allow_inf_nan=False)
     tools: list[dict[str, Any]] | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
 

@@ -30,10 +30,10 @@ class Encoded:
     completion_mask: list[bool]
 
 
-def load_tokenizer(directory: str | Path, *, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer of a model directory. Raises ModelError if there is none or it has no chat template."""
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), revision=revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{directory}: cannot load a tokenizer: {_first_line(error)}") from None
     if not tokenizer.chat_template:
@@ -55,19 +55,21 @@ def encode(
     completion: Sequence[Message],
     *,
     tools: list[dict[str, Any]] | None = None,
+    ends: frozenset[int],
     finished: bool = True,
     max_length: int,
 ) -> Encoded:
-    """Token ids of prompt + completion, up to and including the last rated token.
+    """Token ids of prompt + completion, up to and including the last rated token; nothing is cut.
 
-    `finished`: the model ended its answer itself, so its end-of-turn token is rated too; False for an answer that was
-    cut off. Raises Refused (`template_error`, `template_boundary`, `empty_completion`, `too_long`); nothing is cut.
+    `ends`: ids that end a turn (`end_of_turn_ids`). `finished`: the model ended its answer itself, so its end token is
+    rated too; False for an answer that was cut off. Raises Refused with the reason `template_error`,
+    `template_boundary`, `empty_completion` or `too_long`.
     """
     try:
         ids, mask = _render(tokenizer, template_inputs(prompt), template_inputs(completion), tools)
     except (ValueError, TypeError, KeyError, transformers.utils.chat_template_utils.jinja2.TemplateError) as error:
         raise Refused("template_error", f"the chat template refuses these messages: {_first_line(error)}") from None
-    mask = _until_end_of_turn(ids, mask, end_ids(tokenizer), keep_end=finished)
+    mask = _until_end_of_turn(ids, mask, ends, keep_end=finished)
     length = max((t + 1 for t, rated in enumerate(mask) if rated), default=0)
     if length == 0:
         raise Refused("empty_completion", "the completion has no tokens")
@@ -76,9 +78,15 @@ def encode(
     return Encoded(ids[:length], mask[:length])
 
 
-def end_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end a turn: the tokenizer's end-of-sequence token(s)."""
-    return frozenset(() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
+def end_of_turn_ids(tokenizer: Tokenizer, directory: str | Path) -> frozenset[int]:
+    """Ids that end a turn: the tokenizer's end-of-sequence token and those of the model's generation_config.json.
+
+    Gemma ends a turn with `<end_of_turn>`, Phi with `<|end|>`: only the generation config says so.
+    """
+    path = Path(directory) / "generation_config.json"
+    configured = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)
 
 
 def _render(
@@ -115,14 +123,18 @@ def _ids(tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: Any, **opt
 
 
 def _until_end_of_turn(ids: list[int], mask: list[bool], ends: frozenset[int], *, keep_end: bool) -> list[bool]:
-    """Drop from the mask what the template adds after the final end-of-turn token (and that token if not `keep_end`).
+    """Drop from the last rated message what follows its first end token (and that token if not `keep_end`).
 
-    A template's trailing newline was never sampled by the model; rating it would only add noise.
+    A newline or an end-of-text that the template adds there was never sampled by the model.
     """
-    last_end = max((t for t, i in enumerate(ids) if mask[t] and i in ends), default=None)
-    if last_end is None:
+    stop = max((t + 1 for t, rated in enumerate(mask) if rated), default=0)
+    start = stop
+    while start and mask[start - 1]:
+        start -= 1
+    first_end = next((t for t in range(start, stop) if ids[t] in ends), None)
+    if first_end is None:
         return mask
-    limit = last_end + 1 if keep_end else last_end
+    limit = first_end + 1 if keep_end else first_end
     return [rated and t < limit for t, rated in enumerate(mask)]
 
 

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bco_ray.config import load_spec
+from bco_ray.serving.args import ServeArgs
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bco_ray"
@@ -123,6 +125,13 @@ def test_help_is_quick_enough_to_read(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_specs_parse(path: Path) -> None:
     load_spec(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "serve").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_serve_configs_fit_their_builder(path: Path) -> None:
+    for application in yaml.safe_load(path.read_text())["applications"]:
+        assert application["import_path"] == "bco_ray.serving.app:build"
+        ServeArgs.model_validate(application["args"])
 
 
 def test_no_module_is_called_utils() -> None:

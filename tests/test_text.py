@@ -1,13 +1,16 @@
 """Tokens and the mask of the rated ones, for templates with and without generation marks."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bco_ray.errors import ModelError, Refused
 from bco_ray.schema import Message
 from bco_ray.testing.tiny import write_tiny_model
-from bco_ray.text import Encoded, Tokenizer, encode, load_tokenizer
+from bco_ray.text import Encoded, Tokenizer, end_of_turn_ids, load_tokenizer
+from bco_ray.text import encode as encode_with
 
 USER = [Message(role="user", content="What is the capital of France?")]
 ANSWER = [Message(role="assistant", content="Paris, of course.")]
@@ -16,6 +19,10 @@ ANSWER = [Message(role="assistant", content="Paris, of course.")]
 @pytest.fixture(scope="module", params=[False, True], ids=["plain template", "generation marks"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(write_tiny_model(tmp_path_factory.mktemp("m") / "m", generation_markers=request.param))
+
+
+def encode(tokenizer: Tokenizer, *args: Any, **options: Any) -> Encoded:
+    return encode_with(tokenizer, *args, **{"ends": frozenset([tokenizer.eos_token_id]), **options})
 
 
 def rated(tokenizer: Tokenizer, encoded: Encoded) -> str:
@@ -92,3 +99,22 @@ def test_a_directory_without_template_or_tokenizer_is_named(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="empty: cannot load a tokenizer"):
         load_tokenizer(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("tail", ["{{ '<|im_end|>\n' }}", "{{ '<|im_end|>\n<|pad|>' }}"], ids=["Gemma", "Phi"])
+def test_the_first_end_token_ends_the_answer_whatever_the_template_adds(tmp_path: Path, tail: str) -> None:
+    """A turn that ends with another token than the tokenizer's end of sequence, as with Gemma and Phi."""
+    directory = write_tiny_model(tmp_path / "m")
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+    tokenizer = load_tokenizer(directory)
+    assert tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|pad|>"]) == [2, 0]
+    tokenizer.eos_token = "<|pad|>"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}" + tail + "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    ends = end_of_turn_ids(tokenizer, directory)
+    assert ends == {0, 2}
+    assert rated(tokenizer, encode(tokenizer, USER, ANSWER, ends=ends, max_length=100)) == "Paris, of course.<|im_end|>"
+    cut = encode(tokenizer, USER, ANSWER, ends=ends, finished=False, max_length=100)
+    assert rated(tokenizer, cut) == "Paris, of course."

@@ -7,7 +7,7 @@ from typing import Any
 
 from bco_ray.config import load_spec
 from bco_ray.pipeline import run as pipeline
-from bco_ray.pipeline.cluster import cluster
+from bco_ray.pipeline.cluster import cluster_for
 from bco_ray.pipeline.resolve import ResolvedJob, resolve
 from bco_ray.storage.scored import ScoredManifest
 from bco_ray.telemetry import Phases, logger
@@ -16,7 +16,7 @@ from bco_ray.telemetry import Phases, logger
 def run(spec: Path, overrides: list[str]) -> dict[str, Any]:
     """All phases."""
     job, phases = _resolve(spec, overrides), Phases()
-    with _cluster(job):
+    with cluster_for(job):
         outcome = pipeline.run_job(job, phases)
     return {
         "model": outcome.version.reference,
@@ -32,7 +32,7 @@ def run(spec: Path, overrides: list[str]) -> dict[str, Any]:
 def score(spec: Path, overrides: list[str]) -> dict[str, Any]:
     """Feedback log to scored shards."""
     job = _resolve(spec, overrides)
-    with _cluster(job):
+    with cluster_for(job):
         scored = pipeline.score_job(job, Phases())
     return {"scored": str(job.scored_directory), **_votes(scored)}
 
@@ -41,7 +41,7 @@ def train(spec: Path, overrides: list[str], *, resume: bool) -> dict[str, Any]:
     """Scored shards to a model directory."""
     job = _resolve(spec, overrides)
     pipeline.require_fresh_or_resume(job, resume=resume)
-    with _cluster(job):
+    with cluster_for(job):
         pipeline.score_job(job, Phases())
         pipeline.train_job(job, Phases())
     return {"model": str(job.run_directory / "model"), "run": str(job.run_directory)}
@@ -60,10 +60,6 @@ def _resolve(path: Path, overrides: list[str]) -> ResolvedJob:
         training.num_workers,
     )
     return job
-
-
-def _cluster(job: ResolvedJob) -> Any:
-    return cluster(workers=max(job.spec.training.num_workers, job.spec.scoring.num_workers))
 
 
 def _votes(scored: ScoredManifest) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import signal
 import threading
 from pathlib import Path
 
+import ray
+
 from bco_ray.config import load_spec
 from bco_ray.errors import SpecError
 from bco_ray.pipeline.cluster import cluster
@@ -33,8 +35,8 @@ def serve(model: str, storage: Path, *, host: str, port: int) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    args = serve_args(model, storage)
     with cluster(workers=2):
+        args = serve_args(model, storage, num_gpus=min(1.0, ray.cluster_resources().get("GPU", 0)))
         handle = start_server(args, host=host, port=port)
         console.print(f"{args.model_id} on {handle.url} [dim](loopback only: no API keys are configured)[/]")
         console.print(curl_line(handle.url, args.model_id), soft_wrap=True, highlight=False, markup=False)

@@ -42,7 +42,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         key, separator, raw = override.partition("=")
         if not separator or not key:
             raise SpecError(f"--set {override}: write it as section.key=value, for example training.seed=1.")
-        _set(result, key.split("."), yaml.safe_load(raw), override)
+        _set(result, key.split("."), _yaml_value(raw, override), override)
     return result
 
 
@@ -58,6 +58,13 @@ def parse_spec(values: dict[str, Any], *, where: str) -> JobSpec:
 def dump_spec(spec: JobSpec) -> str:
     """The spec as YAML text, every field written out, in the order of the schema."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _yaml_value(raw: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {override}: the value is not valid YAML: {error}") from None
 
 
 def _deep_copy(value: Any) -> Any:

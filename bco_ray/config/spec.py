@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
 Auto = Literal["auto"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 DEFAULT_LABEL_MAP: dict[str, bool] = {
     "true": True, "false": False, "1": True, "0": False,
@@ -41,6 +44,11 @@ def _label_spellings(value: Any) -> Any:
     return {str(k).lower() if isinstance(k, bool) else str(k): v for k, v in value.items()}
 
 
+def _on_or_off(value: Any) -> Any:
+    """YAML reads `on` and `off` as booleans."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def _no_adapter(value: Any) -> Any:
     return None if value == "none" else value
 
@@ -58,7 +66,7 @@ class DataSpec(Section):
 
     feedback: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(min_length=1)
     format: Literal["auto", "canonical"] = "auto"
-    label_map: Annotated[dict[str, bool], BeforeValidator(_label_spellings)] = Field(
+    label_map: Annotated[dict[str, StrictBool], BeforeValidator(_label_spellings)] = Field(
         default_factory=lambda: dict(DEFAULT_LABEL_MAP)
     )
     validation: float = Field(default=0.05, ge=0, lt=1)
@@ -67,7 +75,7 @@ class DataSpec(Section):
 class ScoringSpec(Section):
     """Reference pass and distribution matching. Ratios are clamped to [min, max] and then divided by their mean."""
 
-    matching: Literal["auto", "on", "off"] = "auto"
+    matching: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
     min_density_ratio: float = Field(default=0.5, gt=0)
     max_density_ratio: float = Field(default=10.0, gt=0)
     num_workers: int = Field(default=2, ge=1)
@@ -92,8 +100,8 @@ class ObjectiveSpec(Section):
     loss: Literal["bco", "bce"] = "bco"
     beta: float = Field(default=0.1, gt=0)
     shift: ShiftSpec = Field(default_factory=ShiftSpec)
-    desirable_weight: float | Auto = "auto"
-    undesirable_weight: float | Auto = "auto"
+    desirable_weight: NotNegative | Auto = "auto"
+    undesirable_weight: NotNegative | Auto = "auto"
 
 
 class ZeroSpec(Section):
@@ -113,11 +121,11 @@ class CheckpointSpec(Section):
 class TrainingSpec(Section):
     """The optimizer and the gang. `auto`: learning rate from model size and adapter, micro-batch from the machine."""
 
-    learning_rate: float | Auto = "auto"
+    learning_rate: Positive | Auto = "auto"
     num_train_epochs: int = Field(default=1, ge=1)
     rows_per_step: int = Field(default=128, ge=2)
     max_length: int = Field(default=2048, ge=8)
-    max_tokens_per_micro_batch: int | Auto = "auto"
+    max_tokens_per_micro_batch: Annotated[int, Field(ge=1)] | Auto = "auto"
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     lr_scheduler: Literal["linear", "constant"] = "linear"
     weight_decay: float = Field(default=0.0, ge=0)
@@ -135,13 +143,13 @@ class OutputSpec(Section):
     """Where everything is written (a local directory), and the registry name of the trained model (None: the job's)."""
 
     storage: str = "./runs"
-    register_as: str | None = None
+    register_as: Name | None = None
 
 
 class JobSpec(Section):
     """One training job: what to train, on which votes, how, and where the result goes."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: Name
     model: ModelSpec
     data: DataSpec
     scoring: ScoringSpec = Field(default_factory=ScoringSpec)

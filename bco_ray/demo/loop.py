@@ -33,6 +33,9 @@ from bco_ray.telemetry import Phases, console
 from bco_ray.training.metrics import MetricsLog
 
 NAME = "demo"
+MARK = ".bco-demo"
+"""Lies in a directory that a demo made and may therefore replace."""
+
 VOTES = 3000
 VISITS = 500
 """Questions asked over HTTP before round 2."""
@@ -75,10 +78,11 @@ def run_demo(out: Path, *, seed: int, keep_serving: bool, phases: Phases) -> dic
 def _empty(out: Path) -> Path:
     """A demo starts from nothing; what a former demo left is replaced, anything else is not touched."""
     out = out.resolve()
-    if out.exists() and any(out.iterdir()) and not (out / "base").is_dir():
+    if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
         raise SpecError(f"--out {out}: not empty and not an earlier demo. Name another directory.")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
+    (out / MARK).touch()
     return out
 
 

@@ -15,7 +15,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from bco_ray.models.batching import pad, token_budget_batches
-from bco_ray.models.loading import load_frozen, switch_off_dropout
+from bco_ray.models.loading import load_frozen
 from bco_ray.models.policy import Policy
 from bco_ray.objective.density import auc
 from bco_ray.storage.scored import ScoredManifest
@@ -34,12 +34,12 @@ class HeldOut:
 class RewardScorer:
     """A Ray Data actor: r = beta * (log pi - log ref) for each validation row of scored shards."""
 
-    def __init__(self, model_directory: str, beta: float, max_tokens: int, dtype: str, threads: int) -> None:
+    def __init__(
+        self, model_directory: str, *, beta: float, max_tokens: int, dtype: str, device: str, threads: int
+    ) -> None:
         torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        lm = load_frozen(model_directory, dtype=getattr(torch, dtype))
-        switch_off_dropout(lm)
-        self.policy = Policy(lm).to(self.device)
+        self.device = torch.device(device)
+        self.policy = Policy(load_frozen(model_directory, dtype=getattr(torch, dtype))).to(self.device)
         self.beta = beta
         self.max_tokens = max_tokens
 
@@ -68,6 +68,8 @@ def evaluate_held_out(
     delta: float,
     max_tokens: int,
     dtype: str,
+    device: str,
+    threads: int,
     num_workers: int,
     num_gpus: float,
 ) -> HeldOut:
@@ -78,7 +80,14 @@ def evaluate_held_out(
     shards = [{"file": str(scored / shard.file)} for shard in manifest.shards]
     judged = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         RewardScorer,
-        fn_constructor_args=(model_directory, beta, max_tokens, dtype, 1),
+        fn_constructor_args=(model_directory,),
+        fn_constructor_kwargs={
+            "beta": beta,
+            "max_tokens": max_tokens,
+            "dtype": dtype,
+            "device": device,
+            "threads": threads,
+        },
         compute=ActorPoolStrategy(min_size=1, max_size=num_workers),
         num_gpus=num_gpus,
         batch_format="pyarrow",

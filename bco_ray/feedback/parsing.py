@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bco_ray.errors import Refused
-from bco_ray.schema import Message, Record
+from bco_ray.schema import Message, Record, record_to_row
 
 _PASSED = frozenset(Record.model_fields) - {"id", "prompt", "completion", "label", "label_raw"}
 
@@ -34,8 +34,11 @@ def parse_row(raw: bytes, *, label_map: Mapping[str, bool], default_id: str) -> 
     }
     try:
         record = Record.model_validate(values)
+        record_to_row(record)
     except ValidationError as error:
         raise Refused("invalid_field", _where(error)) from None
+    except (ValueError, RecursionError) as error:  # nested deeper than can be written down again
+        raise Refused("invalid_field", str(error)) from None
     _refuse_empty(record)
     return record
 
@@ -57,7 +60,7 @@ def _object(raw: bytes) -> dict[str, Any]:
 def _has_lone_surrogate(value: Any) -> bool:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, RecursionError):
         return True
     return False
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from safetensors import SafetensorError
 
 from bco_ray.errors import ModelError, SpecError
 from bco_ray.storage import files
@@ -18,6 +18,7 @@ CausalLM = Any
 """A transformers PreTrainedModel with a language-model head, or a peft model around one."""
 
 ADAPTER_CONFIG = "adapter_config.json"
+_OTHER_FORMATS = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.pth"]
 
 
 def is_adapter(directory: str | Path) -> bool:
@@ -25,9 +26,15 @@ def is_adapter(directory: str | Path) -> bool:
     return (Path(directory) / ADAPTER_CONFIG).is_file()
 
 
-def load_frozen(directory: str | Path, *, dtype: torch.dtype, revision: str | None = None) -> CausalLM:
-    """The model in `directory` for inference: eval mode, no gradients, an adapter merged into its base."""
-    lm = _load_whole(directory, dtype, revision)
+def load_frozen(directory: str | Path, *, dtype: torch.dtype) -> CausalLM:
+    """The model in `directory` for inference: eval mode, no gradients. An adapter stays beside its base.
+
+    Merging would round the adapter away in bfloat16 and make another function of it than the one that was trained.
+    """
+    if is_adapter(directory):
+        lm = _with_adapter(Path(directory), dtype, is_trainable=False)
+    else:
+        lm = _load_whole(directory, dtype)
     return lm.requires_grad_(False).eval()
 
 
@@ -35,15 +42,17 @@ def load_policy(directory: str | Path, adapter: dict[str, Any] | None, *, dtype:
     """The model to train. With `adapter` (r, alpha, target_modules) only a LoRA adapter is trainable.
 
     An adapter directory as the start continues that same adapter, so that what is exported still fits the first base.
+    In eval mode, as the reference is: dropout of any kind would make policy and reference different functions.
     """
-    if adapter is None:
-        lm = _load_whole(directory, dtype, None)
+    if adapter is None and is_adapter(directory):
+        lm = _with_adapter(Path(directory), torch.float32, is_trainable=False).merge_and_unload().to(dtype)
+    elif adapter is None:
+        lm = _load_whole(directory, dtype)
     elif is_adapter(directory):
         lm = _continue_adapter(Path(directory), adapter, dtype)
     else:
-        lm = _new_adapter(_load_whole(directory, dtype, None), adapter)
-    switch_off_dropout(lm)
-    return lm.train()
+        lm = _new_adapter(_load_whole(directory, dtype), adapter)
+    return lm.eval()
 
 
 def export_model(lm: CausalLM, directory: Path, state: dict[str, torch.Tensor], tokenizer_from: str | Path) -> None:
@@ -51,20 +60,6 @@ def export_model(lm: CausalLM, directory: Path, state: dict[str, torch.Tensor], 
     lm.save_pretrained(directory, state_dict=state, safe_serialization=True)
     transformers.AutoTokenizer.from_pretrained(str(tokenizer_from)).save_pretrained(directory)
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty template; the registry writes the real card
-
-
-def switch_off_dropout(lm: nn.Module) -> None:
-    """Policy and reference must be the same function of the weights."""
-    for module in lm.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - a module's attributes are typed as tensors
-
-
-def trainable(lm: nn.Module) -> list[nn.Parameter]:
-    """Parameters that training changes."""
-    return [p for p in lm.parameters() if p.requires_grad]
 
 
 def parameter_count(directory: str | Path) -> int:
@@ -82,34 +77,42 @@ def base_of(directory: str | Path) -> str:
 
 
 def fingerprint(directory: str | Path) -> str:
-    """A content address of weights, config, tokenizer and template; of the name alone if it is a hub id."""
+    """A content address of a model directory: every file but cards and lineage, and the base of an adapter."""
     path = Path(directory)
-    if not path.is_dir():
-        return files.digest({"hub": str(directory)})
-    kept = [p for p in files.list_files(path) if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")]
-    parts = {p.name: files.sha256(p) for p in kept if p.name != "lineage.json"}
+    kept = [p for p in files.list_files(path) if p.name not in ("README.md", "lineage.json") and p.name[0] != "."]
+    parts = {str(p.relative_to(path)): files.sha256(p) for p in kept}
     base = [fingerprint(base_of(path))] if is_adapter(path) else []
     return files.digest({"files": parts, "base": base})
 
 
-def check_model_directory(directory: str | Path) -> None:
-    """Raises ModelError if a local path is no model directory; a hub id is left to transformers."""
-    path = Path(directory)
-    looks_local = path.is_absolute() or str(directory).startswith((".", "~"))
-    if looks_local and not (path / "config.json").is_file() and not is_adapter(path):
+def download(repository: str, revision: str | None) -> Path:
+    """A hub repository as a local directory, named by its commit. Raises ModelError naming the way out."""
+    import huggingface_hub
+    import huggingface_hub.errors
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision, ignore_patterns=_OTHER_FORMATS))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise ModelError(
-            f"model.base: {directory}: no model directory (it has neither config.json nor {ADAPTER_CONFIG}). "
+            f"model.base: {repository}: no such directory, no registered model, and the hub does not give it "
+            f"({_first_line(error)}). Check the path or the name."
+        ) from None
+
+
+def check_model_directory(path: Path) -> None:
+    """Raises ModelError if a directory holds no model."""
+    if not (path / "config.json").is_file() and not is_adapter(path):
+        raise ModelError(
+            f"model.base: {path}: no model directory (it has neither config.json nor {ADAPTER_CONFIG}). "
             "Point it at a directory written by save_pretrained."
         )
 
 
-def _load_whole(directory: str | Path, dtype: torch.dtype, revision: str | None) -> CausalLM:
-    if is_adapter(directory):
-        return _with_adapter(Path(directory), dtype, is_trainable=False).merge_and_unload()
-    check_model_directory(directory)
+def _load_whole(directory: str | Path, dtype: torch.dtype) -> CausalLM:
+    check_model_directory(Path(directory))
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, revision=revision)
-    except (OSError, ValueError) as error:
+        return transformers.AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{directory}: cannot load the model: {_first_line(error)}") from None
 
 
@@ -126,14 +129,19 @@ def _new_adapter(lm: CausalLM, adapter: dict[str, Any]) -> CausalLM:
 def _with_adapter(directory: Path, dtype: torch.dtype, *, is_trainable: bool) -> CausalLM:
     import peft
 
-    base = _load_whole(base_of(directory), dtype, None)
+    base = _load_whole(base_of(directory), dtype)
     return peft.PeftModel.from_pretrained(base, str(directory), is_trainable=is_trainable)
 
 
 def _continue_adapter(directory: Path, adapter: dict[str, Any], dtype: torch.dtype) -> CausalLM:
-    had = json.loads((directory / ADAPTER_CONFIG).read_text())["r"]
-    if had != adapter["r"]:
-        raise SpecError(f"model.adapter.r: {adapter['r']}, but {directory} is an adapter of rank {had}; use that rank.")
+    had = json.loads((directory / ADAPTER_CONFIG).read_text())
+    asked = {"r": adapter["r"], "lora_alpha": adapter["alpha"]}
+    if isinstance(adapter["target_modules"], list):
+        asked["target_modules"] = sorted(adapter["target_modules"])
+        had["target_modules"] = sorted(had["target_modules"])
+    differing = {name: had[name] for name, value in asked.items() if had[name] != value}
+    if differing:
+        raise SpecError(f"model.adapter: {directory} is continued with its own settings, {differing}: ask for those.")
     return _with_adapter(directory, dtype, is_trainable=True)
 
 

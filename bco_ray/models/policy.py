@@ -5,11 +5,14 @@ Shapes: B rows, T tokens (right-padded), D hidden width, N completion tokens of 
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from bco_ray.errors import SpecError
+from bco_ray.errors import ModelError, SpecError
 from bco_ray.models.loading import CausalLM
-from bco_ray.objective.logprobs import chunked_logps, scored_tokens, sum_by_row
+from bco_ray.objective.logprobs import chunked_logps, completion_logps, scored_tokens, sum_by_row
 
 HEAD_CHUNK = 1024
 """Completion tokens projected onto the vocabulary at a time; memory is this times the vocabulary."""
@@ -40,6 +43,22 @@ class Policy(nn.Module):
         embedding_BD = (hidden_BTD.float() * prompt_BT).sum(1) / prompt_BT.sum(1).clamp(min=1)
         return self._completion_logps(hidden_BTD, input_ids_BT, completion_mask_BT), embedding_BD
 
+    @torch.no_grad()
+    def check_head(self) -> None:
+        """Compare with the model's own logits on a few tokens: an architecture may finish them in a way unknown here.
+
+        Raises ModelError on a difference beyond what the dtype explains.
+        """
+        ids_BT = torch.arange(3, 11, device=self._head.weight.device)[None] % self._head.weight.shape[0]
+        mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        ours_B = self(ids_BT, mask_BT)
+        theirs_B = completion_logps(self.lm(input_ids=ids_BT, use_cache=False).logits, ids_BT, mask_BT)
+        if not torch.allclose(ours_B, theirs_B, rtol=2e-2 if ours_B.dtype != self._head.weight.dtype else 1e-4):
+            raise ModelError(
+                f"{type(self._causal_lm).__name__}: its logits are not head(hidden state) as far as is known here "
+                f"(log-probability {float(ours_B[0]):.4f} against {float(theirs_B[0]):.4f}); it cannot be trained yet."
+            )
+
     @property
     def _causal_lm(self) -> CausalLM:
         return self.lm.get_base_model() if hasattr(self.lm, "peft_config") else self.lm
@@ -62,7 +81,13 @@ class Policy(nn.Module):
             targets_N,
             chunk_size=self.head_chunk,
             head_bias_V=head.bias,
-            logit_scale=getattr(config, "logit_scale", None) or 1.0,
+            logit_scale=_logit_scale(config),
             softcap=getattr(config, "final_logit_softcapping", None),
         )
         return sum_by_row(token_logps_N, row_of_token_N, input_ids_BT.shape[0])
+
+
+def _logit_scale(config: Any) -> float:
+    """Cohere multiplies its logits, Granite divides them."""
+    scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    return float(scale) if scale else 1.0 / float(divisor) if divisor else 1.0

@@ -3,46 +3,75 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import ray
 import ray.data
 
-from bco_ray.errors import BcoError
+from bco_ray.errors import BcoError, SpecError
+from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.telemetry import logger
 
 
+def cluster_for(job: ResolvedJob) -> AbstractContextManager[None]:
+    """`cluster` with room for what the job's spec asks for."""
+    spec = job.spec
+    workers = max(spec.training.num_workers, spec.scoring.num_workers)
+    return cluster(workers=workers, resources_per_worker=spec.training.resources_per_worker)
+
+
 @contextmanager
-def cluster(*, workers: int, object_store_bytes: int | None = None) -> Iterator[None]:
+def cluster(
+    *, workers: int, resources_per_worker: dict[str, float] | None = None, object_store_bytes: int | None = None
+) -> Iterator[None]:
     """Connected for the body's duration. A local cluster has room for `workers` and for Ray Data beside them.
 
     If Train took every CPU, Ray Data would wait for one for ever; so a local cluster always offers two more than the
     workers need, whatever the machine has. An error of ours that was raised on a worker leaves as itself, without
-    Ray's traceback around it.
+    Ray's traceback around it. Raises SpecError if a local machine lacks what only a bigger one has.
     """
     if ray.is_initialized():
         yield
         return
+    needed = {name: workers * count for name, count in (resources_per_worker or {"CPU": 1}).items()}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, workers + 2),
+            num_cpus=max(os.cpu_count() or 1, math.ceil(needed.get("CPU", 0)) + 2),
             object_store_memory=object_store_bytes,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
     configure_data()
     try:
+        _check_room(needed)
         yield
     except BcoError as error:
         cause = getattr(error, "cause", None)
         raise cause if isinstance(cause, BcoError) else error from None
     finally:
         ray.shutdown()
+
+
+def _check_room(needed: dict[str, float]) -> None:
+    """A machine never gets what it lacks; a cluster may still scale up, so there we only say what is waited for."""
+    there = ray.cluster_resources()
+    missing = {name: count for name, count in needed.items() if there.get(name, 0) < count}
+    if not missing:
+        return
+    lack = ", ".join(f"{count:g} {name} (there are {there.get(name, 0):g})" for name, count in missing.items())
+    if os.environ.get("RAY_ADDRESS"):
+        logger.warning("waiting for the cluster to offer %s", lack)
+        return
+    raise SpecError(
+        f"training.num_workers x training.resources_per_worker asks for {lack}. Ask for less, or set RAY_ADDRESS to a "
+        "cluster that has them."
+    )
 
 
 def configure_data() -> None:

@@ -10,12 +10,15 @@ from bco_ray.errors import SpecError
 from bco_ray.feedback.sources import SourceFile, expand
 from bco_ray.models import loading
 from bco_ray.storage import files
-from bco_ray.storage.export import FeedbackManifest, export, load_manifest
+from bco_ray.storage.export import FeedbackManifest, export, load_manifest, verify_segments
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.registry import Registry
 from bco_ray.text import load_tokenizer
 
 LARGE_MODEL_WEIGHTS = 3_000_000_000
+
+SCORING_FORMAT = 1
+"""Part of every scored directory's address: raised when the same rows would come out as other tokens or numbers."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,21 @@ class ResolvedJob:
         return self.spec.training.resources_per_worker.get("GPU", 0)
 
     @property
+    def device(self) -> str:
+        """Where the model runs: on GPUs exactly if a worker is given one."""
+        return "cuda" if self.gpus_per_worker else "cpu"
+
+    @property
+    def dtype(self) -> str:
+        """torch's name of the compute type."""
+        return "bfloat16" if self.bf16 else "float32"
+
+    @property
+    def threads(self) -> int:
+        """torch threads per worker: the CPUs it is given."""
+        return max(1, int(self.spec.training.resources_per_worker.get("CPU", 1)))
+
+    @property
     def scored_directory(self) -> Path:
         """Content-addressed: the same rows, model and settings are scored once."""
         return self.storage / "scored" / files.digest(self.scoring_identity)
@@ -44,6 +62,7 @@ class ResolvedJob:
     def scoring_identity(self) -> dict[str, object]:
         """Everything that scored shards depend on."""
         return {
+            "format": SCORING_FORMAT,
             "sources": [source.identity() for source in self.sources],
             "superseded": files.digest(sorted(self.superseded)),
             "data": self.spec.data.model_dump(exclude={"feedback"}),
@@ -76,13 +95,13 @@ class ResolvedJob:
 def resolve(spec: JobSpec) -> ResolvedJob:
     """Pin what the spec refers to. Raises SpecError, DataError or ModelError naming the field."""
     storage = files.local_directory(spec.output.storage)
-    directory, reference = resolve_model(spec.model.base, storage)
-    load_tokenizer(directory, revision=spec.model.revision)  # a model that cannot be used is better refused now
+    directory, reference = resolve_model(spec.model.base, storage, revision=spec.model.revision)
+    load_tokenizer(directory)  # a model that cannot be used is better refused now
     sources, superseded, pinned = _feedback(spec, storage)
     bf16 = _wants_bf16(spec)
     spec = spec.model_copy(
         update={
-            "model": spec.model.model_copy(update={"base": reference}),
+            "model": spec.model.model_copy(update={"base": reference, "revision": None}),
             "data": spec.data.model_copy(update={"feedback": pinned}),
             "objective": spec.objective.model_copy(
                 update={
@@ -99,13 +118,17 @@ def resolve(spec: JobSpec) -> ResolvedJob:
                     "precision": "bf16" if bf16 else "fp32",
                 }
             ),
+            "output": spec.output.model_copy(update={"storage": str(storage)}),
         }
     )
     return ResolvedJob(spec, storage, directory, loading.fingerprint(directory), sources, superseded, bf16)
 
 
-def resolve_model(base: str, storage: Path) -> tuple[str, str]:
-    """(directory or hub id, the exact reference to record). A path wins over a registered name, that over a hub id."""
+def resolve_model(base: str, storage: Path, *, revision: str | None = None) -> tuple[str, str]:
+    """(directory, the exact reference to record). A path wins over a registered name, that over a hub repository.
+
+    A hub repository becomes its local snapshot, whose path ends in the commit. Raises ModelError.
+    """
     path = Path(base).expanduser()
     if path.exists():
         loading.check_model_directory(path.resolve())
@@ -115,8 +138,10 @@ def resolve_model(base: str, storage: Path) -> tuple[str, str]:
     if "@" in base or registry.versions(name):
         version = registry.resolve(base)
         return str(version.directory), version.reference
-    loading.check_model_directory(base)
-    return base, base
+    if path.is_absolute() or base.startswith((".", "~")):
+        loading.check_model_directory(path)
+    snapshot = str(loading.download(base, revision))
+    return snapshot, snapshot
 
 
 def auto_learning_rate(spec: JobSpec, directory: str) -> float:
@@ -130,19 +155,13 @@ def auto_learning_rate(spec: JobSpec, directory: str) -> float:
 
 def _feedback(spec: JobSpec, storage: Path) -> tuple[list[SourceFile], frozenset[str], list[str]]:
     """Source files, ids that no longer count, and the entries as they must be written to mean the same later."""
-    sources: list[SourceFile] = []
-    superseded: frozenset[str] = frozenset()
-    pinned: list[str] = []
-    for entry in spec.data.feedback:
-        if entry == "feedback" or entry.startswith("feedback:"):
-            manifest = own_log(storage, entry)
-            sources += expand([str(storage / "feedback" / segment.file) for segment in manifest.segments])
-            superseded |= frozenset(manifest.superseded)
-            pinned.append(f"feedback:{manifest.number}")
-        else:
-            sources += expand([entry])
-            pinned.append(entry)
-    return sources, superseded, pinned
+    own = [entry for entry in spec.data.feedback if entry == "feedback" or entry.startswith("feedback:")]
+    others = expand([entry for entry in spec.data.feedback if entry not in own])
+    manifests = [own_log(storage, entry) for entry in own]
+    segments = [str(storage / "feedback" / segment.file) for manifest in manifests for segment in manifest.segments]
+    superseded = frozenset(record for manifest in manifests for record in manifest.superseded)
+    pinned = [f"feedback:{manifest.number}" for manifest in manifests] + [source.path for source in others]
+    return expand(segments) + others, superseded, list(dict.fromkeys(pinned))
 
 
 def own_log(storage: Path, entry: str) -> FeedbackManifest:
@@ -151,10 +170,12 @@ def own_log(storage: Path, entry: str) -> FeedbackManifest:
     if number:
         if not number.isdigit():
             raise SpecError(f"data.feedback: {entry}: write feedback or feedback:<manifest number>.")
-        return load_manifest(storage / "feedback", int(number))
-    manifest = export(FeedbackLog.open(storage), storage / "feedback")
+        manifest: FeedbackManifest | None = load_manifest(storage / "feedback", int(number))
+    else:
+        manifest = export(FeedbackLog.open(storage), storage / "feedback")
     if manifest is None:
         raise SpecError(f"data.feedback: the server's log in {storage} has no votes yet.")
+    verify_segments(storage / "feedback", manifest)
     return manifest
 
 

@@ -78,8 +78,9 @@ def train_job(job: ResolvedJob, phases: Phases) -> None:
     with phases.phase("train") as advance:
         if (run / "model").is_dir():
             return
-        files.write_bytes(run / "spec.resolved.yaml", dump_spec(job.spec).encode())
-        with _watching(MetricsLog(run / "metrics.jsonl"), advance):
+        busy = "another process is training this run; wait for it, or stop it and try again."
+        with files.locked(run / ".lock", busy=busy), _watching(MetricsLog(run / "metrics.jsonl"), advance):
+            files.write_bytes(run / "spec.resolved.yaml", dump_spec(job.spec).encode())
             run_training(
                 train_setup(job),
                 num_workers=job.spec.training.num_workers,
@@ -102,7 +103,9 @@ def evaluate_job(job: ResolvedJob, phases: Phases) -> dict[str, Any]:
                 beta=spec.objective.beta,
                 delta=_final_delta(job),
                 max_tokens=int(spec.training.max_tokens_per_micro_batch),
-                dtype="bfloat16" if job.bf16 else "float32",
+                dtype=job.dtype,
+                device=job.device,
+                threads=job.threads,
                 num_workers=spec.scoring.num_workers,
                 num_gpus=job.gpus_per_worker,
             )
@@ -163,6 +166,8 @@ def train_setup(job: ResolvedJob) -> TrainSetup:
         max_tokens_per_micro_batch=int(training.max_tokens_per_micro_batch),
         zero_stage=training.deepspeed.zero_stage,
         bf16=job.bf16,
+        device=job.device,
+        threads=job.threads,
         checkpoint_every=training.checkpoint.every_steps,
         checkpoint_keep=training.checkpoint.keep,
         seed=training.seed,
@@ -173,10 +178,10 @@ def train_setup(job: ResolvedJob) -> TrainSetup:
 def _reference_model(job: ResolvedJob) -> ReferenceModel:
     return ReferenceModel(
         directory=job.model_directory,
-        revision=job.spec.model.revision,
-        dtype="bfloat16" if job.bf16 else "float32",
+        dtype=job.dtype,
+        device=job.device,
         max_tokens=int(job.spec.training.max_tokens_per_micro_batch),
-        threads=1,
+        threads=job.threads,
     )
 
 
@@ -195,7 +200,8 @@ def _watching(metrics: MetricsLog, advance: Advance) -> Iterator[None]:
         while not done.wait(PROGRESS_SECONDS):
             if rows := metrics.read():
                 last = rows[-1]
-                advance(last["step"] + 1, last["total_steps"], f"loss {last['loss']:.3f} delta {last['delta']:+.3f}")
+                numbers = " ".join(f"{k} {last[k]:.3f}" for k in ("loss", "delta") if last[k] is not None)
+                advance(last["step"] + 1, last["total_steps"], numbers)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from bco_ray.errors import ServingError
 from bco_ray.pipeline.resolve import resolve_model
 from bco_ray.serving.args import ServeArgs
 from bco_ray.storage import files
 from bco_ray.storage.registry import Registry
 
 
-def serve_args(model: str, storage: Path) -> ServeArgs:
+def serve_args(model: str, storage: Path, *, num_gpus: float = 0.0) -> ServeArgs:
     """`name/3`, `name@prod` or `name` of the registry, or a model directory (served as `<directory>/0`)."""
     storage = files.local_directory(str(storage))
     directory, reference = resolve_model(model, storage)
-    if not Path(directory).is_dir():
-        raise ServingError(f"{model}: neither a registered model of {storage} nor a model directory.")
+    place: dict[str, Any] = {"model_dir": Path(directory), "storage": storage, "num_gpus": num_gpus}
     if reference == directory:
-        return ServeArgs(model_id=f"{Path(directory).name}/0", model_dir=Path(directory), storage=storage)
+        return ServeArgs(model_id=f"{Path(directory).name}/0", **place)
     name, _, version = reference.partition("/")
     aliases = [f"{name}@{a}" for a, v in Registry(storage).aliases(name).items() if v == int(version)]
-    return ServeArgs(model_id=reference, model_dir=Path(directory), storage=storage, aliases=aliases)
+    return ServeArgs(model_id=reference, aliases=aliases, **place)

@@ -106,7 +106,7 @@ def fit_matching(
         return None, DensityReport(mode, False, reason, len(sample.label_N)), 1.0
     matching, strength, logit_N = _fit(sample, min_density_ratio, max_density_ratio)
     area = auc(logit_N, sample.label_N)
-    error = auc_standard_error(area, int(sample.label_N.sum()), int((~sample.label_N).sum()))
+    error = auc_standard_error(area, *distinct)  # rows with the same prompt are one observation of it
     sums = _ratio_sums(shards, matching)
     applied, reason = _decide(mode, area, area - 1.96 * error, sums.ess_fraction)
     report = DensityReport(

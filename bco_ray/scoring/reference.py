@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from bco_ray.models.batching import pad, token_budget_batches
-from bco_ray.models.loading import load_frozen, switch_off_dropout
+from bco_ray.models.loading import load_frozen
 from bco_ray.models.policy import Policy
 from bco_ray.schema import REFERENCE
+from bco_ray.storage.quarantine import Quarantine
 
 EMBEDDING_WIDTH = 256
 """Wider hidden states are projected onto this many random directions; distances survive, storage does not grow."""
@@ -24,25 +26,41 @@ class ReferenceModel:
     """Which model scores, and how."""
 
     directory: str
-    revision: str | None
     dtype: str
+    device: str
     max_tokens: int
     threads: int
 
 
 class ReferenceScorer:
-    """A Ray Data actor: holds the frozen model and adds `reference_logp` and `embedding` to blocks of TOKENS."""
+    """A Ray Data actor: holds the frozen model and adds `reference_logp` and `embedding` to blocks of TOKENS.
 
-    def __init__(self, model: ReferenceModel) -> None:
+    A row whose log-probability is not finite would spoil every step it is in; it goes to `quarantine`.
+    """
+
+    def __init__(self, model: ReferenceModel, quarantine: Path) -> None:
         torch.set_num_threads(model.threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        lm = load_frozen(model.directory, dtype=getattr(torch, model.dtype), revision=model.revision)
-        switch_off_dropout(lm)
-        self.policy = Policy(lm).to(self.device)
+        self.device = torch.device(model.device)
+        self.policy = Policy(load_frozen(model.directory, dtype=getattr(torch, model.dtype))).to(self.device)
+        self.policy.check_head()
         self.max_tokens = model.max_tokens
+        self.quarantine = Quarantine(quarantine)
 
     def __call__(self, tokens: pa.Table) -> pa.Table:
         """One block in (TOKENS), one out (REFERENCE), rows in the same order."""
+        if not tokens.num_rows:
+            return pa.Table.from_pylist([], schema=REFERENCE)
+        scored, usable_N = self._score_block(tokens)
+        refused = [
+            {"file": row["file"], "position": row["position"], "reason": "non_finite_reference",
+             "detail": "the reference model's log-probability or embedding is not finite", "raw": b""}
+            for row in tokens.select(["file", "position"]).filter(pa.array(~usable_N)).to_pylist()
+        ]  # fmt: skip
+        self.quarantine.write((tokens["file"][0].as_py(), tokens["position"][0].as_py()), tokens.num_rows, refused)
+        return scored.filter(pa.array(usable_N))
+
+    def _score_block(self, tokens: pa.Table) -> tuple[pa.Table, np.ndarray]:
+        """The block with its two new columns, and which rows are finite (N,)."""
         logps = np.empty(tokens.num_rows, dtype=np.float32)
         embeddings: list[Any] = [None] * tokens.num_rows
         ids, masks = _rows(tokens["input_ids"]), _rows(tokens["completion_mask"])
@@ -52,7 +70,8 @@ class ReferenceScorer:
             for i, embedding_D in zip(batch, embedding_BD.numpy(), strict=True):
                 embeddings[i] = embedding_D
         columns = [*tokens.columns, pa.array(logps), pa.array(embeddings, pa.list_(pa.float32()))]
-        return pa.table(columns, schema=REFERENCE)
+        usable_N = np.isfinite(logps) & np.isfinite(np.stack(embeddings)).all(1)
+        return pa.table(columns, schema=REFERENCE), usable_N
 
     @torch.inference_mode()
     def _score(self, ids: list[np.ndarray], masks: list[np.ndarray]) -> tuple[Tensor, Tensor]:

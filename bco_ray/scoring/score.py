@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,19 @@ class ScoringJob:
     num_workers: int
     num_gpus: float
 
+    @property
+    def books(self) -> tuple[Path, Path, Path]:
+        """Where parsing, tokenizing and the reference pass account for their rows, in that order."""
+        return self.parse_quarantine, self.directory / "quarantine-tokenize", self.directory / "quarantine-reference"
+
 
 def score(records: ray.data.Dataset, job: ScoringJob, progress: Progress) -> ScoredManifest:
     """Score into `job.directory`, or return what is already there. Raises DataError if nothing useful is left."""
-    if files.is_committed(job.directory):
-        return load_scored(job.directory)
+    with files.locked(job.directory / ".lock"):  # another run on the same data may be at it: then its work is ours
+        return load_scored(job.directory) if files.is_committed(job.directory) else _score(records, job, progress)
+
+
+def _score(records: ray.data.Dataset, job: ScoringJob, progress: Progress) -> ScoredManifest:
     reference = job.directory / "reference"
     shards = _reference_pass(records, job, reference, progress)
     tally = _balance_books(job, sum(shard.rows for shard in shards))
@@ -67,16 +76,14 @@ def score(records: ray.data.Dataset, job: ScoringJob, progress: Progress) -> Sco
 
 def _reference_pass(records: ray.data.Dataset, job: ScoringJob, target: Path, progress: Progress) -> list[ShardFacts]:
     """Stream everything through the model; only the facts of each shard come back. Sorted by name = log order."""
-    for leftover in (target, job.directory / "quarantine", job.parse_quarantine):
+    for leftover in (target, *job.books):
         shutil.rmtree(leftover, ignore_errors=True)
-    tokenize = TokenizeStage(
-        job.model.directory, job.model.revision, job.max_length, job.validation, job.directory / "quarantine"
-    )
+    tokenize = TokenizeStage(job.model.directory, job.max_length, job.validation, job.books[1])
     written = (
         records.map_batches(tokenize, batch_format="pyarrow", batch_size=None)
         .map_batches(
             ReferenceScorer,
-            fn_constructor_args=(job.model,),
+            fn_constructor_args=(job.model, job.books[2]),
             compute=ActorPoolStrategy(min_size=1, max_size=job.num_workers),
             num_gpus=job.num_gpus,
             batch_format="pyarrow",
@@ -85,25 +92,27 @@ def _reference_pass(records: ray.data.Dataset, job: ScoringJob, target: Path, pr
         .map_batches(ShardWriter(target, job.file_order), batch_format="pyarrow", batch_size=None)
     )
     shards: list[ShardFacts] = []
+    rows = 0
     for row in written.iter_rows():
         shards.append(ShardFacts.model_validate(row))
-        rows = sum(shard.rows for shard in shards)
+        rows += shards[-1].rows
         progress(rows, None, f"{rows} rows scored")
     return sorted(shards, key=lambda shard: shard.file)
 
 
 def _balance_books(job: ScoringJob, scored_rows: int) -> Tally:
     """read = kept + drops, checked stage against stage. Raises StorageError if a row went missing or came twice."""
-    parsed = Quarantine(job.parse_quarantine).tally()
-    tokenized = Quarantine(job.directory / "quarantine").tally()
-    if parsed.kept != tokenized.read or tokenized.kept != scored_rows:
+    stages = [Quarantine(directory).tally() for directory in job.books]
+    handed_on = [stage.kept for stage in stages]
+    if handed_on != [*(stage.read for stage in stages[1:]), scored_rows]:
         raise StorageError(
-            f"{job.directory}: rows do not add up: {parsed.read} read, {parsed.kept} parsed, "
-            f"{tokenized.read} tokenized of which {tokenized.kept} kept, {scored_rows} scored. Score again."
+            f"{job.directory}: rows do not add up: {stages[0].read} read; the stages read "
+            f"{[stage.read for stage in stages]} and kept {handed_on}; {scored_rows} scored. Score again."
         )
-    reasons = sorted({*parsed.drops, *tokenized.drops})
-    drops = {reason: parsed.drops.get(reason, 0) + tokenized.drops.get(reason, 0) for reason in reasons}
-    return Tally(parsed.read, drops)
+    drops = Counter[str]()
+    for stage in stages:
+        drops.update(stage.drops)
+    return Tally(stages[0].read, dict(sorted(drops.items())))
 
 
 def _refuse_unusable(job: ScoringJob, tally: Tally) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from bco_ray.errors import Refused
+from bco_ray.models.loading import base_of
 from bco_ray.schema import TOKENS, Record, row_to_fields
 from bco_ray.storage.quarantine import Quarantine
-from bco_ray.text import Tokenizer, canonical_prompt, encode, load_tokenizer
+from bco_ray.text import Tokenizer, canonical_prompt, encode, end_of_turn_ids, load_tokenizer
 
 
 def prompt_hash(record: Record) -> int:
@@ -30,10 +31,9 @@ def split_of(hash_value: int, validation: float) -> str:
 
 @dataclass(frozen=True)
 class TokenizeStage:
-    """Records to TOKENS with the tokenizer in `tokenizer_directory`; refused rows go to `quarantine`."""
+    """Records to TOKENS with the tokenizer in `model_directory`; refused rows go to `quarantine`."""
 
-    tokenizer_directory: str
-    revision: str | None
+    model_directory: str
     max_length: int
     validation: float
     quarantine: Path
@@ -57,12 +57,16 @@ class TokenizeStage:
         yield pa.Table.from_pylist(kept, schema=TOKENS)
 
     def _tokens(self, record: Record) -> dict[str, Any]:
+        if record.metadata.get("endpoint") == "text":
+            raise Refused("raw_prompt", "an answer to /v1/completions: its prompt never went through the chat template")
+        tokenizer, ends = _tokenizer(self.model_directory)
         encoded = encode(
-            _tokenizer(self.tokenizer_directory, self.revision),
+            tokenizer,
             record.prompt,
             record.completion,
             tools=record.tools,
-            finished=record.metadata.get("finish_reason") != "length",
+            ends=ends,
+            finished=record.metadata.get("ended", record.metadata.get("finish_reason") != "length"),
             max_length=self.max_length,
         )
         hashed = prompt_hash(record)
@@ -80,6 +84,7 @@ class TokenizeStage:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(directory: str, revision: str | None) -> Tokenizer:
-    """Once per worker process, not once per block."""
-    return load_tokenizer(directory, revision=revision)
+def _tokenizer(directory: str) -> tuple[Tokenizer, frozenset[int]]:
+    """With the ids that end a turn. Once per worker process, not once per block."""
+    tokenizer = load_tokenizer(directory)
+    return tokenizer, end_of_turn_ids(tokenizer, base_of(directory))

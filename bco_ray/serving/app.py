@@ -71,6 +71,7 @@ class Model:
             max_batch=args.max_batch,
             max_waiting=args.max_waiting,
             threads=args.threads,
+            device="cuda" if args.num_gpus else "cpu",
         )
         await self._engine.start()
 

@@ -43,12 +43,14 @@ class GenRequest:
 @dataclass(frozen=True)
 class TokenEvent:
     """What one step added: token ids, and the text that may be shown by now (perhaps none: it is held back while it
-    could be half a character or the start of a stop string). The last event has the finish reason `stop` or `length`.
+    could be half a character or the start of a stop string). The last event has the finish reason `stop` or `length`;
+    `ended` tells the model's own end token from a stop string, which the trainer must not take for one.
     """
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
+    ended: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class _Partial:
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str = ""
+    ended: bool = False
 
 
 class Generation:
@@ -50,12 +51,13 @@ class Generation:
                 partial.text.append(event.text)
                 partial.token_ids += event.token_ids
                 partial.finish_reason = event.finish_reason or partial.finish_reason
+                partial.ended = partial.ended or event.ended
                 yield index, event
 
     @property
     def choices(self) -> list[Choice]:
         """The answers; whole once `events` is exhausted."""
-        return [Choice("".join(p.text), p.token_ids, p.finish_reason) for p in self._partial]
+        return [Choice("".join(p.text), p.token_ids, p.finish_reason, p.ended) for p in self._partial]
 
     async def commit(self, log: FeedbackLog, sampling: dict[str, Any], user: str | None) -> None:
         """Make the answers votable. Must return before the client may think that the reply is complete."""

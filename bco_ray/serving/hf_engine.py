@@ -47,9 +47,17 @@ class HFEngine:
     """Serves the model (or the adapter on its base) in `directory`."""
 
     def __init__(
-        self, directory: Path, *, context_window: int, max_batch: int = 8, max_waiting: int = 64, threads: int = 1
+        self,
+        directory: Path,
+        *,
+        context_window: int,
+        max_batch: int = 8,
+        max_waiting: int = 64,
+        threads: int = 1,
+        device: str = "cpu",
     ) -> None:
         self._directory = directory
+        self._device = device
         self._context_window = context_window
         self._max_batch = max_batch
         self._threads = threads
@@ -98,9 +106,9 @@ class HFEngine:
         return Load(running=len(self._running), waiting=self._waiting.qsize())
 
     def _load(self) -> None:
-        cuda = torch.cuda.is_available()
-        model = load_frozen(self._directory, dtype=torch.bfloat16 if cuda else torch.float32)
-        self._model = model.to("cuda" if cuda else "cpu")
+        on_cpu = self._device == "cpu"
+        model = load_frozen(self._directory, dtype=torch.float32 if on_cpu else torch.bfloat16)
+        self._model = model.to(self._device)
         has_own = (self._directory / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(self._directory if has_own else base_of(self._directory))
         self._decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)

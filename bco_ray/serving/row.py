@@ -58,7 +58,7 @@ class Row:
 
     def _event(self, token: int) -> TokenEvent:
         if token in self._ends:
-            return TokenEvent([token], self._text.flush(), "stop")
+            return TokenEvent([token], self._text.flush(), "stop", ended=True)
         text = self._text.push(token)
         if self._text.stopped:
             return TokenEvent([token], text, "stop")

@@ -7,11 +7,9 @@ names is a leftover of a killed export; the next export removes it.
 
 from __future__ import annotations
 
-import fcntl
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +69,7 @@ def export(log: FeedbackLog, feedback_dir: Path) -> FeedbackManifest | None:
     StorageError if the directory's newest manifest knows events that the log does not.
     """
     feedback_dir.mkdir(parents=True, exist_ok=True)
-    with _exclusive(feedback_dir), reading(log.engine) as connection:
+    with files.locked(feedback_dir / ".export.lock"), reading(log.engine) as connection:
         last = newest_manifest(feedback_dir)
         since, until = last.watermark if last else 0, _last_seq(connection)
         if until < since:
@@ -154,19 +152,18 @@ def _write_segment(directory: Path, first: int, final: int, rows: list[dict[str,
 def _record(row: sa.RowMapping) -> Record:
     choice = row["choices"][row["choice_index"]]
     facts = {"response_id": row["response_id"], "choice_index": row["choice_index"]}
+    ending = {name: choice[name] for name in ("finish_reason", "ended")}
     endpoint = {} if row["endpoint"] == "chat" else {"endpoint": row["endpoint"]}
     return Record.model_validate(
         {
-            **{
-                name: row[name] for name in ("id", "label", "source", "model", "comment", "tags", "correction", "tools")
-            },
+            **{name: row[name] for name in _COPIED},
             "prompt": row["messages"],
             "completion": [{"role": "assistant", "content": choice["text"]}],
             "label_raw": "true" if row["label"] else "false",
             "user": row["user"] or None,
             "created_at": row["created_at"],
             "updated_at": row["created_at"],
-            "metadata": {**row["metadata"], **facts, "finish_reason": choice["finish_reason"], **endpoint},
+            "metadata": {**row["metadata"], **facts, **ending, **endpoint},
         }
     )
 
@@ -200,11 +197,3 @@ def _remove_leftovers(directory: Path, last: FeedbackManifest | None) -> None:
     for path in directory.iterdir():
         if _LEFTOVER.fullmatch(path.name) and path.name not in named:
             path.unlink()
-
-
-@contextmanager
-def _exclusive(directory: Path) -> Iterator[None]:
-    """Held by one exporter of this machine at a time (SQLite is one machine's too); dies with its process."""
-    with (directory / ".export.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

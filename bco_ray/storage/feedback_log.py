@@ -29,11 +29,12 @@ class NotFoundError(StorageError):
 
 @dataclass(frozen=True)
 class Choice:
-    """One sampled answer. `token_ids` are all sampled ids, the end token included if it came."""
+    """One sampled answer. `token_ids` are all sampled ids, the end token included if it came (`ended`)."""
 
     text: str
     token_ids: list[int]
     finish_reason: str
+    ended: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A reader that finds `manifest.json` may trust every file the manifest names; one
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -82,8 +83,9 @@ def digest(value: Any) -> str:
 
 
 def list_files(directory: Path) -> Iterator[Path]:
-    """Every regular file below `directory`, sorted, but the manifest."""
-    return (p for p in sorted(directory.rglob("*")) if p.is_file() and p != directory / MANIFEST)
+    """Every regular file below `directory`, sorted, but the manifest and a lock."""
+    unlisted = {directory / MANIFEST, directory / ".lock"}
+    return (p for p in sorted(directory.rglob("*")) if p.is_file() and p not in unlisted)
 
 
 def commit_directory(directory: Path, facts: dict[str, Any]) -> None:
@@ -107,6 +109,21 @@ def verify_directory(directory: Path) -> dict[str, Any]:
         if not path.is_file() or path.stat().st_size != fact["bytes"] or sha256(path) != fact["sha256"]:
             raise StorageError(f"{path}: missing or not what {MANIFEST} says.")
     return manifest
+
+
+@contextmanager
+def locked(path: Path, *, busy: str | None = None) -> Iterator[None]:
+    """Alone in the body among the processes that share the file system; a process that dies lets go.
+
+    Waits for its turn, or raises StorageError with the words of `busy` if somebody else is in there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise StorageError(f"{path.parent}: {busy}") from None
+        yield
 
 
 @contextmanager

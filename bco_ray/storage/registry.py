@@ -6,12 +6,9 @@ compare-and-set. A reference is `name/3`, `name@prod`, or `name` (the alias `pro
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +60,7 @@ class Registry:
 
         `lineage["run"]` identifies the run: a resumed pipeline that had already registered finds its version again.
         """
-        with self._lock(name):
+        with files.locked(self.root / name / ".lock"):
             for version in self.versions(name):
                 known = self.get(name, version)
                 if lineage.get("run") is not None and known.lineage.get("run") == lineage["run"]:
@@ -100,7 +97,7 @@ class Registry:
     def move_alias(self, name: str, alias: str, version: int, *, expected: int | None) -> None:
         """Point `alias` at `version` if it points at `expected` now (None: unset). Raises ConflictError, ModelError."""
         self.get(name, version)
-        with self._lock(name):
+        with files.locked(self.root / name / ".lock"):
             aliases = self.aliases(name)
             if aliases.get(alias) != expected:
                 raise ConflictError(f"{name}@{alias} is {aliases.get(alias)}, not {expected}: somebody moved it first.")
@@ -120,10 +117,3 @@ class Registry:
         if versions := self.versions(name):
             return f"Versions: {', '.join(map(str, versions))}; aliases: {self.aliases(name) or 'none'}."
         return f"Registered models: {', '.join(self.names()) or 'none'}."
-
-    @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        (self.root / name).mkdir(parents=True, exist_ok=True)
-        with (self.root / name / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

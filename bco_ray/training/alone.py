@@ -22,8 +22,10 @@ def main(arguments: list[str], *, after_step: StepHook | None = None) -> None:
     """Train what the JSON file names."""
     configure_logging()
     setup = TrainSetup.from_dict(json.loads(Path(arguments[0]).read_text()))
+    if setup.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if "RANK" in os.environ:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if setup.device == "cuda" else "gloo")
     try:
         train(setup, current_gang(), after_step=after_step)
     finally:

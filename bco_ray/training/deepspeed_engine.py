@@ -22,15 +22,15 @@ from bco_ray.training.engine import Schedule
 _TAG = "zero"
 
 
-def prepare_process() -> None:
+def prepare_process(device: str) -> None:
     """Before the first use of DeepSpeed in a process: on a CPU, never compile its C++ helpers (minutes, needs g++)."""
-    if not torch.cuda.is_available():
+    if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
     if deepspeed.accelerator.get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
 
 
 def deepspeed_config(

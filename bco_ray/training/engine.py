@@ -129,8 +129,8 @@ class TorchEngine:
                 parameter.copy_(tensors[f"param.{name}"])
             prefix = f"adam.{name}."
             state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-            state["step"] = state["step"].cpu()
-            self._optimizer.state[parameter] = state
+            if state:  # none for a parameter that has not been updated yet
+                self._optimizer.state[parameter] = state | {"step": state["step"].cpu()}
         self._steps = int(tensors["steps"])
 
     def export_state(self) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.torch
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from bco_ray.errors import BcoError, TrainingError
@@ -58,6 +60,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from bco_ray.training.loop import train
 
     configure_logging()
+    if config["device"] == "cuda":
+        torch.cuda.set_device(ray.train.torch.get_device())
     try:
         state = train(TrainSetup.from_dict(config), TorchGang())
     except BcoError as error:

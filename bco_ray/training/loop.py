@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bco_ray.errors import TrainingError
+from bco_ray.errors import BcoError, TrainingError
 from bco_ray.models import loading
 from bco_ray.models.policy import Policy
 from bco_ray.objective import RewardShift
@@ -49,6 +50,7 @@ class TrainSetup:
     max_tokens_per_micro_batch: int
     zero_stage: int
     bf16: bool
+    device: str
     checkpoint_every: int
     checkpoint_keep: int
     seed: int
@@ -110,27 +112,46 @@ def make_engine(setup: TrainSetup, policy: Policy, gang: Gang, total_steps: int)
         "max_grad_norm": setup.max_grad_norm,
     }
     if setup.zero_stage == 0:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return TorchEngine(policy, gang, schedule=schedule, device=device, **numbers)
+        return TorchEngine(policy, gang, schedule=schedule, device=torch.device(setup.device), **numbers)
     from bco_ray.training import deepspeed_engine as ds  # 2 s to import; plain torch does without
 
-    ds.prepare_process()
+    ds.prepare_process(setup.device)
     config = ds.deepspeed_config(zero_stage=setup.zero_stage, bf16=setup.bf16, **numbers)
     return ds.DeepSpeedEngine(policy, config, schedule)
 
 
 def _assemble(setup: TrainSetup, gang: Gang) -> Run:
-    manifest = load_scored(Path(setup.scored))
-    shards_per_pool = math.ceil(len(manifest.shards) * setup.pool_rows / max(1, manifest.kept))
-    reader = ShardReader(Path(setup.scored), manifest, cached_shards=2 * shards_per_pool)  # a window may span two
+    with _together(gang, "read the shards or load the model"):
+        reader, policy = _read(setup)
     plan = Plan(reader.counts, setup.rows_per_step, setup.epochs, setup.seed, setup.pool_rows)
-    dtype = torch.bfloat16 if setup.bf16 else torch.float32
-    policy = Policy(loading.load_policy(setup.model, setup.adapter, dtype=dtype))
     engine = make_engine(setup, policy, gang, plan.total_steps)
     sharded = {"world_size": gang.size} if setup.zero_stage else {}
     identity = {**setup.identity, "zero_stage": setup.zero_stage, **sharded}
     checkpoints = Checkpoints(Path(setup.run) / "checkpoints", identity, keep=setup.checkpoint_keep)
     return Run(setup, gang, engine, policy, plan, reader, checkpoints, MetricsLog(Path(setup.run) / "metrics.jsonl"))
+
+
+def _read(setup: TrainSetup) -> tuple[ShardReader, Policy]:
+    manifest = load_scored(Path(setup.scored))
+    shards_per_pool = math.ceil(len(manifest.shards) * setup.pool_rows / max(1, manifest.kept))
+    reader = ShardReader(Path(setup.scored), manifest, cached_shards=2 * shards_per_pool)  # a window may span two
+    dtype = torch.bfloat16 if setup.bf16 else torch.float32
+    return reader, Policy(loading.load_policy(setup.model, setup.adapter, dtype=dtype))
+
+
+@contextmanager
+def _together(gang: Gang, doing: str) -> Iterator[None]:
+    """All workers leave the body or none does: one that failed alone would leave the others waiting for it."""
+    failure: BcoError | None = None
+    try:
+        yield
+    except BcoError as error:
+        failure = error
+    failed = int(gang.sum(torch.tensor(0 if failure is None else 1)))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise TrainingError(f"{failed} of {gang.size} workers could not {doing}; their logs say why.")
 
 
 def _initial_state(setup: TrainSetup) -> LoopState:

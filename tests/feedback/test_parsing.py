@@ -73,6 +73,9 @@ def test_a_map_of_ones_own() -> None:
         (row(weight=float("nan")), "invalid_field"),
         (row(created_at="yesterday"), "invalid_field"),
         (row(tags="one"), "invalid_field"),
+        (row(weight=1e39), "invalid_field"),
+        (row(metadata={"a": json.loads("[" * 300 + "]" * 300)}), "invalid_field"),
+        (row(prompt=[{"role": "user", "content": "x", "deep": json.loads("[" * 300 + "]" * 300)}]), "invalid_field"),
     ],
 )  # fmt: skip
 def test_every_refusal_has_its_reason(bad: Any, reason: str) -> None:

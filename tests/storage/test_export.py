@@ -74,7 +74,13 @@ def test_a_vote_becomes_a_canonical_record(log: FeedbackLog, directory: Path) ->
     assert [m.model_dump() for m in record.completion] == [{"role": "assistant", "content": "no, and"}]
     assert (record.label, record.model, record.user, record.source) == (False, "helper/3", "ann", "web")
     assert (record.comment, record.tags, record.correction) == ("why", ["a"], "No.")
-    assert record.metadata == {"k": "v", "response_id": ANSWER, "choice_index": 1, "finish_reason": "length"}
+    assert record.metadata == {
+        "k": "v",
+        "response_id": ANSWER,
+        "choice_index": 1,
+        "finish_reason": "length",
+        "ended": False,
+    }
 
 
 def test_anonymous_voter_has_no_user(log: FeedbackLog, directory: Path) -> None:

@@ -78,6 +78,7 @@ def make_setup(world: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
             max_tokens_per_micro_batch=4096,
             zero_stage=0,
             bf16=False,
+            device="cpu",
             checkpoint_every=1000,
             checkpoint_keep=2,
             seed=3,

@@ -1,12 +1,14 @@
 """The step's guards: rows that are not finite, and what must not move then."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from bco_ray.errors import TrainingError
 from bco_ray.models.loading import load_policy
@@ -22,10 +24,22 @@ from bco_ray.training.plan import Plan
 from bco_ray.training.step import WindowTotals, train_window
 
 
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A gloo group of this process alone, which is what DeepSpeed needs (one: it remembers the group)."""
+    os.environ["LOCAL_RANK"] = "0"
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    del os.environ["LOCAL_RANK"]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_a_row_that_is_not_finite_stops_the_update_and_the_shift(
-    make_setup: Callable[..., TrainSetup], world: tuple[Path, Path]
+    make_setup: Callable[..., TrainSetup], world: tuple[Path, Path], process_group: None, zero_stage: int
 ) -> None:
-    setup = make_setup("nan")
+    setup = make_setup(f"nan{zero_stage}", zero_stage=zero_stage)
     policy = Policy(load_policy(setup.model, None, dtype=torch.float32))
     engine = make_engine(setup, policy, SoloGang(), total_steps=20)
     reader = ShardReader(world[1], load_scored(world[1]), cached_shards=3)
@@ -43,6 +57,17 @@ def test_a_row_that_is_not_finite_stops_the_update_and_the_shift(
     good = train_window(engine, SoloGang(), batches, totals, shift, setup.objective)
     assert good.grad_norm is not None
     assert good.shift.rows_seen == 6
+
+
+def test_a_checkpoint_from_before_the_first_update_can_be_loaded(
+    make_setup: Callable[..., TrainSetup], tmp_path: Path
+) -> None:
+    setup = make_setup("fresh")
+    policy = Policy(load_policy(setup.model, None, dtype=torch.float32))
+    engine = make_engine(setup, policy, SoloGang(), total_steps=20)
+    engine.save(tmp_path)
+    engine.load(tmp_path)
+    assert engine.learning_rate == pytest.approx(setup.learning_rate / 2)
 
 
 def test_a_run_that_cannot_take_a_step_gives_up(

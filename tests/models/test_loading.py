@@ -1,0 +1,96 @@
+"""Model directories: adapters stay adapters, content decides the address, unknown heads are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM, OPTConfig, OPTForCausalLM
+
+from bco_ray.errors import ModelError, SpecError
+from bco_ray.models.loading import export_model, fingerprint, is_adapter, load_frozen, load_policy
+from bco_ray.models.policy import Policy
+from bco_ray.objective import completion_logps
+from bco_ray.testing.tiny import write_tiny_model
+
+LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
+IDS = torch.arange(3, 23)[None]
+MASK = torch.arange(20)[None] > 5
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path) -> Path:
+    """A LoRA whose effect is small, as after a short training."""
+    lm = load_policy(base, LORA, dtype=torch.float32)
+    torch.manual_seed(0)
+    for name, parameter in lm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=3e-3)
+    export_model(lm, base.parent / "adapter", lm.state_dict(), base)
+    return base.parent / "adapter"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_served_and_scored_is_what_was_trained(base: Path, adapter: Path, dtype: torch.dtype) -> None:
+    """Merging the adapter in bfloat16 would lose most of it."""
+    assert is_adapter(adapter)
+    trained = Policy(load_policy(adapter, LORA, dtype=dtype))(IDS, MASK)
+    assert torch.equal(Policy(load_frozen(adapter, dtype=dtype))(IDS, MASK), trained)
+    assert not torch.equal(Policy(load_frozen(base, dtype=dtype))(IDS, MASK), trained)
+
+
+def test_a_whole_model_can_start_from_an_adapter(adapter: Path) -> None:
+    merged = Policy(load_policy(adapter, None, dtype=torch.float32))(IDS, MASK)
+    assert merged.item() == pytest.approx(Policy(load_frozen(adapter, dtype=torch.float32))(IDS, MASK).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("asked", [{"r": 8}, {"alpha": 64}, {"target_modules": ["q_proj"]}])
+def test_an_adapter_is_continued_with_its_own_settings(adapter: Path, asked: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match="is continued with its own settings"):
+        load_policy(adapter, LORA | asked, dtype=torch.float32)
+
+
+def test_the_policy_has_no_dropout(tmp_path: Path) -> None:
+    config = OPTConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, ffn_dim=64, num_attention_heads=2,
+                       max_position_embeddings=64, dropout=0.5, word_embed_proj_dim=32)  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    policy = Policy(load_policy(tmp_path, None, dtype=torch.float32))
+    assert torch.equal(policy(IDS, MASK), policy(IDS, MASK))
+
+
+def test_a_scaled_head_is_known_and_an_unknown_one_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GraniteConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, intermediate_size=64, logits_scaling=8.0,
+                           num_attention_heads=2, num_key_value_heads=2)  # fmt: skip
+    GraniteForCausalLM(config).save_pretrained(tmp_path)
+    policy = Policy(load_frozen(tmp_path, dtype=torch.float32))
+    policy.check_head()
+    logits = AutoModelForCausalLM.from_pretrained(tmp_path)(IDS).logits
+    assert policy(IDS, MASK).item() == pytest.approx(completion_logps(logits, IDS, MASK).item(), rel=1e-5)
+    monkeypatch.setattr("bco_ray.models.policy._logit_scale", lambda config: 1.0)
+    with pytest.raises(ModelError, match="GraniteForCausalLM: its logits are not"):
+        policy.check_head()
+
+
+def test_every_file_that_matters_is_in_the_address(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m")
+    before = fingerprint(model)
+    (model / "README.md").write_text("a card")
+    assert fingerprint(model) == before
+    for name in ("pytorch_model.bin", "chat_template.jinja", "config.json"):
+        old = fingerprint(model)
+        (model / name).write_text((model / name).read_text() + " " if (model / name).exists() else "x")
+        assert fingerprint(model) != old, name
+
+
+def test_torn_weights_are_named(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "m")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"m: cannot load the model"):
+        load_frozen(model, dtype=torch.float32)
