@@ -78,6 +78,8 @@ def _reference_pass(records: ray.data.Dataset, job: ScoringJob, target: Path, pr
     """Stream everything through the model; only the facts of each shard come back. Sorted by name = log order."""
     for leftover in (target, *job.books):
         shutil.rmtree(leftover, ignore_errors=True)
+    for half_done in job.directory.glob("part-*.parquet"):
+        half_done.unlink()
     tokenize = TokenizeStage(job.model.directory, job.max_length, job.validation, job.books[1])
     written = (
         records.map_batches(tokenize, batch_format="pyarrow", batch_size=None)
