@@ -151,9 +151,8 @@ def _write_segment(directory: Path, first: int, final: int, rows: list[dict[str,
 
 def _record(row: sa.RowMapping) -> Record:
     choice = row["choices"][row["choice_index"]]
-    facts = {"response_id": row["response_id"], "choice_index": row["choice_index"]}
-    ending = {name: choice[name] for name in ("finish_reason", "ended")}
-    endpoint = {} if row["endpoint"] == "chat" else {"endpoint": row["endpoint"]}
+    facts = {name: row[name] for name in ("response_id", "choice_index", "endpoint")}
+    facts |= {name: choice[name] for name in ("finish_reason", "ended")}
     return Record.model_validate(
         {
             **{name: row[name] for name in _COPIED},
@@ -163,7 +162,7 @@ def _record(row: sa.RowMapping) -> Record:
             "user": row["user"] or None,
             "created_at": row["created_at"],
             "updated_at": row["created_at"],
-            "metadata": {**row["metadata"], **facts, **ending, **endpoint},
+            "metadata": {**row["metadata"], **facts},
         }
     )
 

@@ -80,6 +80,7 @@ def test_a_vote_becomes_a_canonical_record(log: FeedbackLog, directory: Path) ->
         "choice_index": 1,
         "finish_reason": "length",
         "ended": False,
+        "endpoint": "chat",
     }
 
 
