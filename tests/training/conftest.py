@@ -123,7 +123,9 @@ def _run_processes(setups: list[TrainSetup], workers: int, *, stop_after: int | 
 
 
 @pytest.fixture(scope="session")
-def two_workers(make_setup: Callable[..., TrainSetup]) -> dict[int, Trained]:
-    """The 20 steps on two gloo workers, by ZeRO stage."""
-    setups = [make_setup(f"two-zero{stage}", zero_stage=stage, max_tokens_per_micro_batch=40) for stage in (0, 1, 2)]
-    return dict(enumerate(_run_processes(setups, 2)))
+def two_workers(make_setup: Callable[..., TrainSetup]) -> dict[str, Trained]:
+    """Runs on two gloo workers: the 20 steps by ZeRO stage (`zero0`...), and a LoRA in bfloat16 (`bf16-lora`)."""
+    setups = {f"zero{s}": make_setup(f"two-{s}", zero_stage=s, max_tokens_per_micro_batch=40) for s in (0, 1, 2)}
+    lora = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
+    setups["bf16-lora"] = make_setup("two-lora", zero_stage=2, bf16=True, adapter=lora, learning_rate=1e-2, epochs=4)
+    return dict(zip(setups, _run_processes(list(setups.values()), 2), strict=True))

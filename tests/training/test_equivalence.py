@@ -71,8 +71,15 @@ def test_windows_hit_the_awkward_cases(world: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_two_workers_equal_one(two_workers: dict[int, Any], reference: Any, zero_stage: int) -> None:
-    assert_same_run(two_workers[zero_stage], reference)
+def test_two_workers_equal_one(two_workers: dict[str, Any], reference: Any, zero_stage: int) -> None:
+    assert_same_run(two_workers[f"zero{zero_stage}"], reference)
+
+
+def test_an_adapter_learns_in_bfloat16_under_zero_2(two_workers: dict[str, Any]) -> None:
+    run = two_workers["bf16-lora"]
+    assert all(m["grad_norm"] is not None for m in run.metrics)
+    assert run.metrics[-1]["rewards/margins"] > 0.05
+    assert all("lora_" in name for name in run.weights)
 
 
 def test_four_workers_equal_one(

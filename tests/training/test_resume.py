@@ -47,11 +47,11 @@ def test_resume_is_bit_exact(
 
 
 def test_resume_after_sigkill_under_zero_2(
-    make_setup: Callable[..., TrainSetup], run_processes: Callable[..., Any], two_workers: dict[int, Any]
+    make_setup: Callable[..., TrainSetup], run_processes: Callable[..., Any], two_workers: dict[str, Any]
 ) -> None:
     setup = make_setup("killed", zero_stage=2, max_tokens_per_micro_batch=40, checkpoint_every=4)
     run_processes([setup], 2, stop_after=13)
-    assert_identical(run_processes([setup], 2)[0], two_workers[2])
+    assert_identical(run_processes([setup], 2)[0], two_workers["zero2"])
 
 
 def test_damaged_checkpoint_is_passed_over(make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]) -> None:
