@@ -36,6 +36,12 @@ class TrainingError(BcoError):
     """Training stopped and would stop again if merely retried."""
 
 
+class InterruptedRunError(BcoError):
+    """Somebody pressed Ctrl-C or sent SIGTERM."""
+
+    exit_code = 130
+
+
 class ServingError(BcoError):
     """The server cannot start or a model cannot be served."""
 

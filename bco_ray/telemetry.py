@@ -17,6 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 console = Console(stderr=True)
 logger = logging.getLogger("bco_ray")
 
+SECONDS_BETWEEN_LINES = 15
+"""How often a phase says how far it is where there is no terminal to draw a bar on."""
+
 Advance = Callable[[float, float | None, str], None]
 """`advance(done, total, note)`: total None means unknown."""
 
@@ -40,6 +43,12 @@ class PhaseTime:
     seconds: float
 
 
+@dataclass
+class _Reported:
+    at: float
+    note: str = ""
+
+
 class Phases:
     """Runs named phases one after another, each with a bar, and remembers how long each took."""
 
@@ -57,19 +66,28 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Advance]:
-        """A bar for `name`; the body calls `advance(done, total, note)` as it goes."""
+        """A bar on a terminal, a line now and then elsewhere; the body calls `advance(done, total, note)`."""
         start = time.monotonic()
+        last = _Reported(at=start)
         with self._bar() as bar:
             task = bar.add_task(name, total=None, note="")
 
             def advance(done: float, total: float | None = None, note: str = "") -> None:
+                last.note = note
                 bar.update(task, completed=done, total=total, note=note)
+                if self._as_lines and time.monotonic() - last.at > SECONDS_BETWEEN_LINES:
+                    last.at = time.monotonic()
+                    console.print(f"  {name} {done:g}{f'/{total:g}' if total else ''} {note}", highlight=False)
 
             yield advance
             bar.update(task, total=1, completed=1)
         self.times.append(PhaseTime(name, time.monotonic() - start))
         if not self._quiet:
-            console.print(f"[green]✓[/] {name} [dim]{self.times[-1].seconds:.1f} s[/]")
+            console.print(f"[green]✓[/] {name} [dim]{self.times[-1].seconds:.1f} s  {last.note}[/]", highlight=False)
+
+    @property
+    def _as_lines(self) -> bool:
+        return not self._quiet and not console.is_terminal
 
     def _bar(self) -> Progress:
         return Progress(
@@ -81,5 +99,5 @@ class Phases:
             TextColumn("[dim]{task.fields[note]}"),
             console=console,
             transient=True,
-            disable=self._quiet,
+            disable=self._quiet or not console.is_terminal,
         )

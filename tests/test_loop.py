@@ -147,7 +147,9 @@ def test_a_log_of_one_class_says_so(storage: Path) -> None:
 
 
 def test_a_wrong_label_map_says_so(storage: Path) -> None:
-    job = resolve(spec(storage, data={"label_map": {"GOOD": True, "BAD": False}}))
+    words = storage / "words.jsonl"
+    words.write_text((storage / "votes.jsonl").read_text().replace("true", '"good"').replace("false", '"bad"'))
+    job = resolve(spec(storage, data={"feedback": str(words)}))
     with pytest.raises(DataError, match=r"of 165 rows have an unknown label: label '\w+' is not in data.label_map"):
         score_job(job, Phases(quiet=True))
 

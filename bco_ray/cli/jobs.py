@@ -25,7 +25,9 @@ def run(spec: Path, overrides: list[str]) -> dict[str, Any]:
         "evaluation": outcome.evaluation,
         "run": str(job.run_directory),
         "curves": str(job.run_directory / "curves.png"),
+        "quarantine": str(job.scored_directory),
         "seconds": phases.seconds,
+        "next": f"bco models promote {outcome.version.reference} --storage {job.storage}",
     }
 
 

@@ -12,7 +12,7 @@ from bco_ray.config import load_spec
 from bco_ray.errors import SpecError
 from bco_ray.pipeline.cluster import cluster
 from bco_ray.pipeline.served import serve_args
-from bco_ray.serving.server import start_server
+from bco_ray.serving.server import check_free, check_loopback, start_server
 from bco_ray.storage.registry import Registry
 from bco_ray.telemetry import console
 
@@ -32,16 +32,21 @@ def what_to_serve(what: str, storage: Path) -> tuple[str, Path]:
 
 def serve(model: str, storage: Path, *, host: str, port: int) -> None:
     """Blocks until SIGINT or SIGTERM, then takes the server down."""
+    args = serve_args(model, storage)
+    check_loopback(host)
+    check_free(host, port)
+    console.print(f"starting {args.model_id} ...", highlight=False)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with cluster(workers=2):
-        args = serve_args(model, storage, num_gpus=min(1.0, ray.cluster_resources().get("GPU", 0)))
-        handle = start_server(args, host=host, port=port)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        gpus = min(1.0, ray.cluster_resources().get("GPU", 0))
+        handle = start_server(args.model_copy(update={"num_gpus": gpus}), host=host, port=port)
         console.print(f"{args.model_id} on {handle.url} [dim](loopback only: no API keys are configured)[/]")
         console.print(curl_line(handle.url, args.model_id), soft_wrap=True, highlight=False, markup=False)
         while not stop.wait(1.0):
             pass
+        console.print("stopping ...")
         handle.stop()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from pydantic_core import ErrorDetails
 
 from bco_ray.config.spec import JobSpec
 from bco_ray.errors import SpecError
+
+_UNION_MEMBER = re.compile(r"^(constrained-\w+|literal\[.*\]|LoraSpec|float|int|function-.*)$")
 
 
 def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
@@ -51,7 +54,8 @@ def parse_spec(values: dict[str, Any], *, where: str) -> JobSpec:
     try:
         return JobSpec.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        by_key = {_location(problem): problem for problem in reversed(error.errors())}  # of a union's the first
+        problems = "\n".join(f"  {_explain(key, by_key[key])}" for key in reversed(by_key))
         raise SpecError(f"{where}: this spec cannot be used:\n{problems}") from None
 
 
@@ -80,8 +84,12 @@ def _set(target: dict[str, Any], keys: list[str], value: Any, override: str) -> 
     target[keys[-1]] = value
 
 
-def _explain(problem: ErrorDetails) -> str:
-    location = [str(part) for part in problem["loc"]]
+def _location(problem: ErrorDetails) -> tuple[str, ...]:
+    """The key's path without pydantic's names for the members of a union (`constrained-float`, `literal['auto']`)."""
+    return tuple(str(part) for part in problem["loc"] if not _UNION_MEMBER.match(str(part)))
+
+
+def _explain(location: tuple[str, ...], problem: ErrorDetails) -> str:
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key}{_nearest(location)}"
@@ -90,7 +98,7 @@ def _explain(problem: ErrorDetails) -> str:
     return f"{key or 'spec'}: {problem['msg']} (got {problem['input']!r})"
 
 
-def _nearest(location: list[str]) -> str:
+def _nearest(location: tuple[str, ...]) -> str:
     known = _keys_at(JobSpec, location[:-1])
     close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
     if close:
@@ -98,7 +106,7 @@ def _nearest(location: list[str]) -> str:
     return f"; known here: {', '.join(known)}" if known else ""
 
 
-def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
+def _keys_at(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
     """The field names of the section that `path` leads to; empty if it is no section."""
     for key in path:
         if key not in model.model_fields:

@@ -38,10 +38,12 @@ def _one_or_many(value: Any) -> Any:
 
 
 def _label_spellings(value: Any) -> Any:
-    """YAML reads the keys `true:` and `1:` as a boolean and a number; a spelling is always text."""
+    """A spelling is text; numbers are taken as typed. YAML has already turned an unquoted `yes` into true."""
     if not isinstance(value, dict):
         return value
-    return {str(k).lower() if isinstance(k, bool) else str(k): v for k, v in value.items()}
+    if any(isinstance(key, bool) for key in value):
+        raise ValueError("put labels such as 'yes', 'no', 'on', 'true' in quotes: YAML reads them as booleans")
+    return {str(key): label for key, label in value.items()}
 
 
 def _on_or_off(value: Any) -> Any:

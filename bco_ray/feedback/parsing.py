@@ -14,14 +14,19 @@ from bco_ray.schema import Message, Record, record_to_row
 _PASSED = frozenset(Record.model_fields) - {"id", "prompt", "completion", "label", "label_raw"}
 
 
+_BOOLEANS = {"true": True, "false": False}
+
+
 def parse_row(raw: bytes, *, label_map: Mapping[str, bool], default_id: str) -> Record:
     """The record in one JSON object. Raises Refused.
 
-    `prompt` and `completion` may be text or a list of messages. A label is looked up as text in `label_map`: JSON
-    true, 1 and "true" are all the spelling a person would type (`true`, `1`, `true`); anything not listed is refused.
+    `prompt` and `completion` may be text or a list of messages. A label is looked up in `label_map` as a person would
+    type it (`1`, `good`); anything not listed is refused. JSON true and false mean themselves unless the map says
+    otherwise: so the server's own log is readable under any map.
     """
     fields = _object(raw)
     label_raw = _spelling(fields)
+    label_map = _BOOLEANS | dict(label_map) if isinstance(fields["label"], bool) else label_map
     if label_raw not in label_map:
         raise Refused("unknown_label", f"label {label_raw!r} is not in data.label_map ({', '.join(label_map)})")
     values = {key: value for key, value in fields.items() if key in _PASSED and value is not None}

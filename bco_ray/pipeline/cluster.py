@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import ray
 import ray.data
 
-from bco_ray.errors import BcoError, SpecError
+from bco_ray.errors import BcoError, InterruptedRunError, SpecError
 from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.telemetry import logger
 
@@ -37,25 +40,47 @@ def cluster(
         yield
         return
     needed = {name: workers * count for name, count in (resources_per_worker or {"CPU": 1}).items()}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(needed.get("CPU", 0)) + 2),
-            object_store_memory=object_store_bytes,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+    local = {
+        "address": "local",
+        "num_cpus": max(os.cpu_count() or 1, math.ceil(needed.get("CPU", 0)) + 2),
+        "object_store_memory": object_store_bytes,
+    }
+    with _silent_stderr():
+        ray.init(**({} if os.environ.get("RAY_ADDRESS") else local), log_to_driver=False, logging_level=logging.WARNING)
     configure_data()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler dumps core
     try:
         _check_room(needed)
         yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            "interrupted. What is finished is kept: the same command goes on from there (bco train: with --resume)."
+        ) from None
     except BcoError as error:
         cause = getattr(error, "cause", None)
         raise cause if isinstance(cause, BcoError) else error from None
     finally:
         ray.shutdown()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """While Ray starts: its C++ side announces log settings there. What goes wrong is raised, not only printed."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_room(needed: dict[str, float]) -> None:

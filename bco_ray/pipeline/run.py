@@ -53,6 +53,7 @@ def score_job(job: ResolvedJob, phases: Phases) -> ScoredManifest:
     spec, directory = job.spec, job.scored_directory
     with phases.phase("score") as advance:
         if files.is_committed(directory):
+            advance(1, 1, "was done already")
             return load_scored(directory)
         parse = ParseStage(directory / "quarantine-parse", spec.data.label_map, job.superseded)
         scoring = ScoringJob(
@@ -77,6 +78,7 @@ def train_job(job: ResolvedJob, phases: Phases) -> None:
     run = job.run_directory
     with phases.phase("train") as advance:
         if (run / "model").is_dir():
+            advance(1, 1, "was done already")
             return
         busy = "another process is training this run; wait for it, or stop it and try again."
         with files.locked(run / ".lock", busy=busy), _watching(MetricsLog(run / "metrics.jsonl"), advance):

@@ -11,11 +11,11 @@ from bco_ray.storage import files
 from bco_ray.storage.registry import Registry
 
 
-def serve_args(model: str, storage: Path, *, num_gpus: float = 0.0) -> ServeArgs:
+def serve_args(model: str, storage: Path) -> ServeArgs:
     """`name/3`, `name@prod` or `name` of the registry, or a model directory (served as `<directory>/0`)."""
     storage = files.local_directory(str(storage))
     directory, reference = resolve_model(model, storage)
-    place: dict[str, Any] = {"model_dir": Path(directory), "storage": storage, "num_gpus": num_gpus}
+    place: dict[str, Any] = {"model_dir": Path(directory), "storage": storage}
     if reference == directory:
         return ServeArgs(model_id=f"{Path(directory).name}/0", **place)
     name, _, version = reference.partition("/")

@@ -47,7 +47,7 @@ def start_server(
     Raises ServingError if the host is not loopback, the port is taken, a server runs already, or it is not ready in
     time (what was started is taken down again); ModelError if the model cannot be served.
     """
-    _check_loopback(host)
+    check_loopback(host)
     if not ray.is_initialized():
         raise ServingError("Ray is not initialised; call ray.init() first.")
     if APPLICATION in serve.status().applications:
@@ -67,7 +67,8 @@ def start_server(
     return handle
 
 
-def _check_loopback(host: str) -> None:
+def check_loopback(host: str) -> None:
+    """Raises ServingError for an address others could reach."""
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -18,6 +18,8 @@ from bco_ray.storage import files
 
 _REFERENCE = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:/(?P<version>\d+)|@(?P<alias>[A-Za-z0-9_-]+))?$")
 
+_ALIAS = re.compile(r"^[A-Za-z0-9_-]+$")
+
 
 @dataclass(frozen=True)
 class ModelVersion:
@@ -88,15 +90,17 @@ class Registry:
         if version is not None:
             return self.get(name, int(version))
         aliases, versions = self.aliases(name), self.versions(name)
-        if alias is not None and alias not in aliases:
-            raise ModelError(f"{reference}: {name} has no alias {alias}. {self._known(name)}")
         if not versions:
             raise ModelError(f"{reference}: no such model in {self.root}. {self._known(name)}")
+        if alias is not None and alias not in aliases:
+            raise ModelError(f"{reference}: {name} has no alias {alias}. {self._known(name)}")
         return self.get(name, aliases[alias] if alias else aliases.get("prod", versions[-1]))
 
     def move_alias(self, name: str, alias: str, version: int, *, expected: int | None) -> None:
         """Point `alias` at `version` if it points at `expected` now (None: unset). Raises ConflictError, ModelError."""
         self.get(name, version)
+        if not _ALIAS.match(alias):
+            raise ModelError(f"{alias!r}: an alias is letters, digits, - and _.")
         with files.locked(self.root / name / ".lock"):
             aliases = self.aliases(name)
             if aliases.get(alias) != expected:
@@ -116,4 +120,4 @@ class Registry:
     def _known(self, name: str) -> str:
         if versions := self.versions(name):
             return f"Versions: {', '.join(map(str, versions))}; aliases: {self.aliases(name) or 'none'}."
-        return f"Registered models: {', '.join(self.names()) or 'none'}."
+        return f"Registered models: {', '.join(self.names()) or 'none'}. Is it the right storage directory?"

@@ -42,7 +42,7 @@ def spec(tmp_path: Path) -> Path:
         ("training.sed=1", 2, "unknown key training.sed; did you mean training.seed?"),
         ("data.feedback=/nowhere/*.jsonl", 1, "data.feedback: /nowhere/*.jsonl: no such file"),
         ("model.base=/nowhere", 1, "model.base: /nowhere: no model directory"),
-        ("model.base=bot@prod", 1, "bot has no alias prod"),
+        ("model.base=bot@prod", 1, "bot@prod: no such model in"),
         ("data.feedback=feedback", 2, "has no votes yet"),
         ("output.storage=s3://b/x", 2, "only local"),
         ("training={precision: bf16, deepspeed: {zero_stage: 0}}", 2, "training.precision: bf16"),

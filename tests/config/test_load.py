@@ -30,11 +30,11 @@ def test_a_dumped_spec_is_the_same_spec(tmp_path: Path) -> None:
     assert load_spec(write(tmp_path, dump_spec(spec))) == spec
 
 
-def test_adapter_none_and_yaml_booleans_as_label_spellings(tmp_path: Path) -> None:
-    text = SMALLEST.replace("/m}", "/m, adapter: none}").replace("jsonl}", "jsonl, label_map: {true: true, 0: false}}")
+def test_adapter_none_and_numbers_as_label_spellings(tmp_path: Path) -> None:
+    text = SMALLEST.replace("/m}", "/m, adapter: none}").replace("jsonl}", "jsonl, label_map: {'yes': true, 0: false}}")
     spec = load_spec(write(tmp_path, text))
     assert spec.model.adapter is None
-    assert spec.data.label_map == {"true": True, "0": False}
+    assert spec.data.label_map == {"yes": True, "0": False}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,8 @@ def test_adapter_none_and_yaml_booleans_as_label_spellings(tmp_path: Path) -> No
         ("objective.desirable_weight=-1", "desirable_weight"),
         ("training.max_tokens_per_micro_batch=0", "max_tokens_per_micro_batch"),
         ("data.label_map={good: 'yes'}", "label_map.good"),
+        ("data.label_map={yes: true, no: false}", "label_map: .*put labels such as 'yes', .* in quotes"),
+        ("training.learning_rate=fast", r"training.learning_rate: .* \(got 'fast'\)$"),
         ("data.feedback=[a", "the value is not valid YAML"),
         ("data.validation", "write it as section.key=value"),
         ("name.x=1", "name is a value, not a section"),

@@ -50,7 +50,9 @@ def test_a_label_outside_the_map_is_refused_never_truthy(spelling: Any) -> None:
 def test_a_map_of_ones_own() -> None:
     assert parse(row(label="GOOD"), {"GOOD": True, "BAD": False}).label is True
     with pytest.raises(Refused, match=r"'true' is not in data.label_map \(GOOD, BAD\)"):
-        parse(row(), {"GOOD": True, "BAD": False})
+        parse(row(label="true"), {"GOOD": True, "BAD": False})
+    assert parse(row(label=False), {"GOOD": True, "BAD": False}).label is False  # JSON's own booleans
+    assert parse(row(label=False), {"false": True, "x": False}).label is True  # unless the map says otherwise
 
 
 @pytest.mark.parametrize(
