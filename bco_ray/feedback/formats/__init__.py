@@ -1,0 +1,1 @@
+"""Importers: one small file per product, each a pure `Format`; `registry` lists them."""

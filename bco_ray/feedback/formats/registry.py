@@ -1,0 +1,67 @@
+"""All importers by name, and which one a file's first rows call for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from bco_ray.errors import DataError, SpecError
+from bco_ray.feedback.formats import (
+    anythingllm,
+    argilla,
+    canonical,
+    dify,
+    helicone,
+    langfuse,
+    langsmith,
+    librechat,
+    llama_factory,
+    mlflow,
+    ms_swift,
+    open_webui,
+    responses_votes,
+    tensorzero,
+    trl_paired,
+)
+from bco_ray.feedback.formats.entry import Format, Row
+from bco_ray.feedback.formats.mapped import mapped
+from bco_ray.feedback.formats.reading import shape
+
+__all__ = ["FORMATS", "by_name", "detect", "mapped"]
+
+_PRODUCTS = (
+    open_webui, librechat, mlflow, langsmith, tensorzero, langfuse, helicone, argilla, dify, anythingllm,
+    llama_factory, trl_paired, canonical, ms_swift, responses_votes,
+)  # fmt: skip
+
+FORMATS: dict[str, Format] = {product.FORMAT.name: product.FORMAT for product in _PRODUCTS}
+"""From the most to the least specific."""
+
+
+def by_name(name: str) -> Format:
+    """The importer of that name. Raises SpecError."""
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise SpecError(f"data.format: {name}: no such format.{meant} There are auto, {', '.join(FORMATS)}, and map.")
+    return FORMATS[name]
+
+
+def detect(rows: Sequence[Row], *, where: str) -> Format:
+    """The importer of a file with these first rows: the first that knows all of those that any knows.
+
+    Raises DataError if none does; `where` names the file.
+    """
+    known = [row for row in rows if any(format_.recognises(row) for format_ in FORMATS.values())]
+    for format_ in FORMATS.values():
+        if known and all(format_.recognises(row) for row in known):
+            return format_
+    way_out = (
+        "Name the format (data.format: one of " + ", ".join(FORMATS) + "), or say where things are "
+        "(data.format: {map: {prompt: question, completion: answer.text, label: thumb}})."
+    )
+    if known:
+        names = sorted({f.name for row in known for f in FORMATS.values() if f.recognises(row)})
+        raise DataError(f"{where}: its first rows are of different formats ({', '.join(names)}). {way_out}")
+    seen = f"the first row is {shape(rows[0])}" if rows else "it has no readable row"
+    raise DataError(f"{where}: no known format; {seen}. {way_out}")
