@@ -8,7 +8,7 @@ Arrow metadata under `bco_ray`, which is how a reader tells our own segments fro
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -25,17 +25,22 @@ class Message(BaseModel):
 
 
 def _unix_time(value: Any) -> Any:
-    return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    when = datetime.fromisoformat(value)
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 UnixTime = Annotated[float, BeforeValidator(_unix_time)]
-"""Unix seconds; ISO 8601 text is accepted on input."""
+"""Unix seconds; ISO 8601 text is accepted on input (UTC where it names no zone)."""
 
 
 class Record(BaseModel):
     """One vote on one answer. `prompt` is the conversation before the answer, `completion` the rated message(s).
 
-    `label` True is thumbs-up. Times are unix seconds. `user` is whatever the log held (hashed by importers).
+    `label` True is thumbs-up, None a vote that was withdrawn or is neutral (it still replaces an earlier one, and is
+    then dropped). Times are unix seconds. `response_id` names the answer, `siblings` are other answers to the same
+    prompt, `correction` what the answer should have been. `user` is hashed when a log is read into records.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -43,8 +48,9 @@ class Record(BaseModel):
     id: str
     prompt: list[Message] = Field(min_length=1)
     completion: list[Message] = Field(min_length=1)
-    label: bool
+    label: bool | None
     label_raw: str | None = None
+    response_id: str | None = None
     source: str | None = None
     model: str | None = None
     user: str | None = None
@@ -54,6 +60,7 @@ class Record(BaseModel):
     comment: str | None = None
     tags: list[str] = Field(default_factory=list)
     correction: str | None = None
+    siblings: list[str] = Field(default_factory=list)
     weight: float = Field(default=1.0, ge=0.0, le=1e6, allow_inf_nan=False)
     tools: list[dict[str, Any]] | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
@@ -63,32 +70,53 @@ def _named(name: str, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
     return pa.schema(fields, metadata={"bco_ray": name})
 
 
-RECORDS = _named(
-    "records/1",
-    [
-        ("id", pa.string()),
-        ("prompt", pa.large_string()),  # JSON list of messages
-        ("completion", pa.large_string()),  # JSON list of messages
-        ("label", pa.bool_()),
-        ("label_raw", pa.string()),
-        ("source", pa.string()),
-        ("model", pa.string()),
-        ("user", pa.string()),
-        ("conversation_id", pa.string()),
-        ("created_at", pa.float64()),
-        ("updated_at", pa.float64()),
-        ("comment", pa.large_string()),
-        ("tags", pa.list_(pa.string())),
-        ("correction", pa.large_string()),
-        ("weight", pa.float32()),
-        ("tools", pa.large_string()),  # JSON or null
-        ("metadata", pa.large_string()),  # JSON object
-    ],
-)
+_RECORD_FIELDS = [
+    ("id", pa.string()),
+    ("prompt", pa.large_string()),  # JSON list of messages
+    ("completion", pa.large_string()),  # JSON list of messages
+    ("label", pa.bool_()),
+    ("label_raw", pa.string()),
+    ("response_id", pa.string()),
+    ("source", pa.string()),
+    ("model", pa.string()),
+    ("user", pa.string()),
+    ("conversation_id", pa.string()),
+    ("created_at", pa.float64()),
+    ("updated_at", pa.float64()),
+    ("comment", pa.large_string()),
+    ("tags", pa.list_(pa.string())),
+    ("correction", pa.large_string()),
+    ("siblings", pa.list_(pa.large_string())),
+    ("weight", pa.float32()),
+    ("tools", pa.large_string()),  # JSON or null
+    ("metadata", pa.large_string()),  # JSON object
+]
+
+RECORDS = _named("records/2", _RECORD_FIELDS)
 """Canonical feedback log: one row per vote."""
 
-LINES = _named("lines/1", [("file", pa.string()), ("position", pa.int64()), ("raw", pa.large_binary())])
-"""Raw rows as read. `position` is the byte offset of a line in a plain file, else the row number."""
+_PLACE_FIELDS = [("file", pa.string()), ("position", pa.int64()), ("entry", pa.int32())]
+"""Where a row was read: `position` is the byte offset of a line in a plain file, else the row number; `entry` counts
+the votes that came out of that one row (a whole conversation may hold several)."""
+
+PARSED = _named(
+    "parsed/1",
+    [*_PLACE_FIELDS, ("kind", pa.string()), ("bucket", pa.int32()), ("prompt_hash", pa.int64()),
+     ("half", pa.large_string()), *_RECORD_FIELDS],
+)  # fmt: skip
+"""Between reading and settling. `kind` is `vote`, or `response` / `rating`: the halves of a vote, to be joined on
+`response_id`, whose other fields are JSON in `half`. `bucket` is where it meets its kin: the same for all votes on a
+prompt, and for both halves of a vote."""
+
+SETTLED = _named("settled/1", [*_PLACE_FIELDS, ("prompt_hash", pa.int64()), *_RECORD_FIELDS])
+"""`records/<digest>/part-*.parquet`: the votes that count, sorted by prompt, each with the place it came from."""
+
+LINES = _named(
+    "lines/2",
+    [("file", pa.string()), ("position", pa.int64()), ("raw", pa.large_binary()), ("problem", pa.string())],
+)
+"""Raw rows as read: `raw` is the row's JSON. `problem` (else null) says why this row, or the rest of this file, could
+not be read; it is `reason: detail`."""
 
 QUARANTINE = _named(
     "quarantine/1",
@@ -98,9 +126,9 @@ QUARANTINE = _named(
 """Rows that were refused, with the reason; `read = kept + sum of reasons` always."""
 
 _SCORED_FIELDS = [
-    ("file", pa.string()),
-    ("position", pa.int64()),
+    *_PLACE_FIELDS,
     ("id", pa.string()),
+    ("user", pa.string()),
     ("source", pa.string()),
     ("split", pa.string()),  # "train" or "validation", by prompt
     ("prompt_hash", pa.int64()),
@@ -114,15 +142,25 @@ _SCORED_FIELDS = [
 TOKENS = _named("tokens/1", _SCORED_FIELDS)
 """Rows as token ids; `weight` is the log's own row weight."""
 
-REFERENCE = _named(
-    "reference/1", [*_SCORED_FIELDS, ("reference_logp", pa.float32()), ("embedding", pa.list_(pa.float32()))]
-)
-"""After the reference pass: log-probability of the completion and an embedding of the prompt."""
+REFERENCE = _named("reference/2", [*_SCORED_FIELDS, ("reference_logp", pa.float32())])
+"""After the reference pass: log-probability of the completion."""
+
+PROMPTS = _named(
+    "prompts/1",
+    [("prompt_hash", pa.int64()), ("split", pa.string()), ("chosen", pa.int32()), ("rejected", pa.int32()),
+     ("embedding", pa.list_(pa.float32()))],
+)  # fmt: skip
+"""Beside each reference shard: its distinct prompts, sorted by hash, each once; how many votes of each kind it has."""
 
 SCORED = _named("scored/1", [*_SCORED_FIELDS, ("reference_logp", pa.float32())])
 """What the trainer reads; `weight` now includes the density ratio."""
 
 _JSON_COLUMNS = ("prompt", "completion", "tools", "metadata")
+
+
+def is_records(schema: pa.Schema) -> bool:
+    """Whether a Parquet file holds our canonical log (any version of it)."""
+    return (schema_name(schema) or "").startswith("records/")
 
 
 def schema_name(schema: pa.Schema) -> str | None:
@@ -132,11 +170,13 @@ def schema_name(schema: pa.Schema) -> str | None:
 
 
 def record_to_row(record: Record) -> dict[str, Any]:
-    """A record as a dict that fits `RECORDS`."""
-    row = record.model_dump(mode="json")
+    """A record as a dict that fits `RECORDS`. Equal conversations become equal text: keys sorted, nulls left out."""
+    row = record.model_dump(mode="json", exclude={"prompt", "completion"})
+    for column in ("prompt", "completion"):
+        row[column] = [message.model_dump(mode="json", exclude_none=True) for message in getattr(record, column)]
     for column in _JSON_COLUMNS:
         if row[column] is not None:
-            row[column] = json.dumps(row[column], ensure_ascii=False)
+            row[column] = json.dumps(row[column], ensure_ascii=False, sort_keys=True)
     return row
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from bco_ray.cli.data import app as data_app
+from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, Storage, finish
 from bco_ray.config.environment import prepare_environment
 from bco_ray.errors import BcoError
 from bco_ray.telemetry import Phases, configure_logging, console
@@ -22,12 +23,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="The model registry: versions and aliases.")
 app.add_typer(models_app, name="models")
-
-Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="YAML spec of the job (docs/spec.md).")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="a.b=value", help="Override a field of the spec.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Storage = Annotated[Path, typer.Option("--storage", help="The storage directory (output.storage of the spec).")]
-NONE: list[str] = []
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:
@@ -46,7 +42,7 @@ def run(spec: Spec, set_: Overrides = NONE, as_json: AsJson = False) -> None:
     """Score, train, evaluate and register; run again after any interruption and only the rest is done."""
     from bco_ray.cli import jobs
 
-    _finish(jobs.run(spec, set_), as_json)
+    finish(jobs.run(spec, set_), as_json)
 
 
 @app.command()
@@ -54,7 +50,7 @@ def score(spec: Spec, set_: Overrides = NONE, as_json: AsJson = False) -> None:
     """Only the first half: feedback log to scored shards."""
     from bco_ray.cli import jobs
 
-    _finish(jobs.score(spec, set_), as_json)
+    finish(jobs.score(spec, set_), as_json)
 
 
 @app.command()
@@ -67,7 +63,7 @@ def train(
     """Only the second half: scored shards (made if missing) to a trained model directory."""
     from bco_ray.cli import jobs
 
-    _finish(jobs.train(spec, set_, resume=resume), as_json)
+    finish(jobs.train(spec, set_, resume=resume), as_json)
 
 
 @app.command()
@@ -82,7 +78,7 @@ def demo(
 
     summary = run_demo(out, seed=seed, keep_serving=serve, phases=Phases())
     if as_json:
-        _finish(summary, as_json)
+        finish(summary, as_json)
 
 
 @app.command()
@@ -107,7 +103,7 @@ def models_list(storage: Storage = Path("runs"), as_json: AsJson = False) -> Non
     from bco_ray.storage.registry import Registry
 
     registry = Registry(storage)
-    _finish({n: {"versions": registry.versions(n), "aliases": registry.aliases(n)} for n in registry.names()}, as_json)
+    finish({n: {"versions": registry.versions(n), "aliases": registry.aliases(n)} for n in registry.names()}, as_json)
 
 
 @models_app.command("show")
@@ -116,7 +112,7 @@ def models_show(reference: str, storage: Storage = Path("runs"), as_json: AsJson
     from bco_ray.storage.registry import Registry
 
     version = Registry(storage).resolve(reference)
-    _finish({"model": version.reference, "directory": str(version.directory), "lineage": version.lineage}, as_json)
+    finish({"model": version.reference, "directory": str(version.directory), "lineage": version.lineage}, as_json)
 
 
 @models_app.command("promote")
@@ -136,16 +132,7 @@ def env(as_json: AsJson = False) -> None:
     """Versions and machine, to paste into a bug report."""
     from bco_ray.cli.environment import report
 
-    _finish(report(), as_json)
-
-
-def _finish(result: dict[str, Any], as_json: bool) -> None:
-    """stdout carries the result alone; bars and logs went to stderr."""
-    if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False))
-        return
-    for key, value in result.items():
-        typer.echo(f"{key}: {value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)}")
+    finish(report(), as_json)
 
 
 def _escape(text: str) -> str:

@@ -15,7 +15,7 @@ from bco_ray.telemetry import Phases, logger
 
 def run(spec: Path, overrides: list[str]) -> dict[str, Any]:
     """All phases."""
-    job, phases = _resolve(spec, overrides), Phases()
+    job, phases = resolve_spec(spec, overrides), Phases()
     with cluster_for(job):
         outcome = pipeline.run_job(job, phases)
     return {
@@ -33,7 +33,7 @@ def run(spec: Path, overrides: list[str]) -> dict[str, Any]:
 
 def score(spec: Path, overrides: list[str]) -> dict[str, Any]:
     """Feedback log to scored shards."""
-    job = _resolve(spec, overrides)
+    job = resolve_spec(spec, overrides)
     with cluster_for(job):
         scored = pipeline.score_job(job, Phases())
     return {"scored": str(job.scored_directory), **_votes(scored)}
@@ -41,7 +41,7 @@ def score(spec: Path, overrides: list[str]) -> dict[str, Any]:
 
 def train(spec: Path, overrides: list[str], *, resume: bool) -> dict[str, Any]:
     """Scored shards to a model directory."""
-    job = _resolve(spec, overrides)
+    job = resolve_spec(spec, overrides)
     pipeline.require_fresh_or_resume(job, resume=resume)
     with cluster_for(job):
         pipeline.score_job(job, Phases())
@@ -49,7 +49,8 @@ def train(spec: Path, overrides: list[str], *, resume: bool) -> dict[str, Any]:
     return {"model": str(job.run_directory / "model"), "run": str(job.run_directory)}
 
 
-def _resolve(path: Path, overrides: list[str]) -> ResolvedJob:
+def resolve_spec(path: Path, overrides: list[str]) -> ResolvedJob:
+    """The job a spec file describes; says what `auto` became."""
     spec = load_spec(path, overrides)
     job = resolve(spec)
     training = job.spec.training

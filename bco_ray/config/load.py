@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from bco_ray.config.spec import JobSpec
+from bco_ray.config.spec import DataSpec, JobSpec
 from bco_ray.errors import SpecError
 
 _UNION_MEMBER = re.compile(r"^(constrained-\w+|literal\[.*\]|LoraSpec|float|int|function-.*)$")
@@ -57,6 +57,16 @@ def parse_spec(values: dict[str, Any], *, where: str) -> JobSpec:
         by_key = {_location(problem): problem for problem in reversed(error.errors())}  # of a union's the first
         problems = "\n".join(f"  {_explain(key, by_key[key])}" for key in reversed(by_key))
         raise SpecError(f"{where}: this spec cannot be used:\n{problems}") from None
+
+
+def parse_data(values: dict[str, Any], overrides: Iterable[str]) -> DataSpec:
+    """A spec's data section alone, for commands that need no model. Raises SpecError."""
+    whole = apply_overrides({"data": values}, overrides)
+    unused = [key for key in whole if key != "data"]
+    if unused:
+        raise SpecError(f"--set {unused[0]}...: only data.* means something here.")
+    some_job = {"name": "log", "model": {"base": "none"}, **whole}
+    return parse_spec(some_job, where="the command line").data
 
 
 def dump_spec(spec: JobSpec) -> str:

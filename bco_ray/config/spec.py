@@ -8,6 +8,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 
 Auto = Literal["auto"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -63,29 +65,56 @@ class ModelSpec(Section):
     adapter: Annotated[LoraSpec | None, BeforeValidator(_no_adapter)] = None
 
 
+class FieldMap(Section):
+    """Where a log of one's own keeps things: name of a record's field -> dotted path into the row (`answer.text`)."""
+
+    map: dict[str, str] = Field(min_length=1)
+
+
 class DataSpec(Section):
-    """Which feedback. An entry is a path, a glob, or `feedback` / `feedback:<n>`: the server's own log (manifest n)."""
+    """Which feedback. An entry is a path, a glob, a URI, or `feedback` / `feedback:<n>`: the server's own log.
+
+    `format`: `auto` detects each file's, or an importer's name, or `{map: ...}`. `label_map` `auto`: the common
+    spellings and the format's own; a value of null makes a spelling neutral. `conflicts`: votes of different people on
+    one answer are all kept, or only those of the majority. `max_votes_per_user`: the newest so many count.
+    """
 
     feedback: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(min_length=1)
-    format: Literal["auto", "canonical"] = "auto"
-    label_map: Annotated[dict[str, StrictBool], BeforeValidator(_label_spellings)] = Field(
-        default_factory=lambda: dict(DEFAULT_LABEL_MAP)
-    )
+    format: str | FieldMap = "auto"
+    label_map: Annotated[dict[str, StrictBool | None] | Auto, BeforeValidator(_label_spellings)] = "auto"
+    conflicts: Literal["keep", "majority"] = "keep"
+    duplicates: Literal["drop", "keep"] = "drop"
+    max_votes_per_user: Annotated[int, Field(ge=1)] | None = None
     validation: float = Field(default=0.05, ge=0, lt=1)
 
 
 class ScoringSpec(Section):
-    """Reference pass and distribution matching. Ratios are clamped to [min, max] and then divided by their mean."""
+    """Reference pass and distribution matching. Ratios are clamped to [min, max] and then divided by their mean.
+
+    `target`: thumbs-down prompts are matched to the thumbs-up ones (`positive`), or both to their `mixture`.
+    `embedding`: the reference model's own prompt states, or the directory of an embedding model. `classifier`: a
+    `matching.json` of an earlier run to use instead of fitting. `num_workers`: a number, or [least, most].
+    """
 
     matching: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
+    target: Literal["positive", "mixture"] = "positive"
     min_density_ratio: float = Field(default=0.5, gt=0)
     max_density_ratio: float = Field(default=10.0, gt=0)
-    num_workers: int = Field(default=2, ge=1)
+    embedding: str = "reference"
+    classifier: str | None = None
+    num_workers: Annotated[int, Field(ge=1)] | tuple[NotNegativeInt, PositiveInt] = 2
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Fewest and most copies of the reference model."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (1, self.num_workers)
 
     @model_validator(mode="after")
     def _ordered(self) -> ScoringSpec:
         if self.min_density_ratio > self.max_density_ratio:
             raise ValueError("min_density_ratio must not exceed max_density_ratio")
+        if self.workers[0] > self.workers[1]:
+            raise ValueError("num_workers: [least, most] must be in that order")
         return self
 
 

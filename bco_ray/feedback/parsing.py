@@ -1,51 +1,73 @@
-"""One raw row of a log to one canonical record, or a refusal with a reason. Pure; no truthiness, no guessing."""
+"""One raw row of a log to canonical records, or to refusals with a reason. Pure; no truthiness, no guessing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from bco_ray.errors import Refused
+from bco_ray.feedback.formats.entry import Entry, Format
 from bco_ray.schema import Message, Record, record_to_row
 
+LabelMap = Mapping[str, bool | None]
+"""Spelling of a label -> thumbs-up, thumbs-down, or None for neutral."""
+
 _PASSED = frozenset(Record.model_fields) - {"id", "prompt", "completion", "label", "label_raw"}
+_BOOLEANS: LabelMap = {"true": True, "false": False}
 
 
-_BOOLEANS = {"true": True, "false": False}
+def read_entries(raw: bytes, format_: Format) -> Iterator[Entry | Refused]:
+    """What a row of an export says; a row that cannot be used at all is one Refused."""
+    try:
+        yield from format_.read(_object(raw))
+    except Refused as verdict:
+        yield verdict
+    except RecursionError:
+        yield Refused("invalid_json", "nested too deeply")
 
 
-def parse_row(raw: bytes, *, label_map: Mapping[str, bool], default_id: str) -> Record:
-    """The record in one JSON object. Raises Refused.
+def resolve_label(fields: Mapping[str, Any], label_map: LabelMap) -> dict[str, Any]:
+    """`label` and `label_raw` of an entry. Raises Refused for a label that is missing or not in the map.
 
-    `prompt` and `completion` may be text or a list of messages. A label is looked up in `label_map` as a person would
-    type it (`1`, `good`); anything not listed is refused. JSON true and false mean themselves unless the map says
-    otherwise: so the server's own log is readable under any map.
+    A label is looked up as a person would type it (`1`, `good`). JSON true and false mean themselves unless the map
+    says otherwise: so the server's own log is readable under any map. JSON null is neutral.
     """
-    fields = _object(raw)
-    label_raw = _spelling(fields)
+    if "label" not in fields:
+        raise Refused("missing_label", "the row has no label")
+    if fields["label"] is None:
+        return {"label": None, "label_raw": None}
+    label_raw = _spelling(fields["label"])
     label_map = _BOOLEANS | dict(label_map) if isinstance(fields["label"], bool) else label_map
     if label_raw not in label_map:
         raise Refused("unknown_label", f"label {label_raw!r} is not in data.label_map ({', '.join(label_map)})")
+    return {"label": label_map[label_raw], "label_raw": label_raw}
+
+
+def to_row(fields: Mapping[str, Any], *, default_id: str) -> dict[str, Any]:
+    """A complete vote, its label resolved, as a row of schema.RECORDS. Raises Refused.
+
+    `prompt` and `completion` may be text or a list of messages.
+    """
     values = {key: value for key, value in fields.items() if key in _PASSED and value is not None}
     values |= {
         "id": str(fields.get("id") or default_id),
         "prompt": _messages(fields, "prompt", role="user"),
         "completion": _messages(fields, "completion", role="assistant"),
-        "label": label_map[label_raw],
-        "label_raw": label_raw,
+        "label": fields["label"],
+        "label_raw": fields["label_raw"],
     }
     try:
         record = Record.model_validate(values)
-        record_to_row(record)
+        row = record_to_row(record)
     except ValidationError as error:
         raise Refused("invalid_field", _where(error)) from None
     except (ValueError, RecursionError) as error:  # nested deeper than can be written down again
         raise Refused("invalid_field", str(error)) from None
     _refuse_empty(record)
-    return record
+    return row
 
 
 def _object(raw: bytes) -> dict[str, Any]:
@@ -70,11 +92,8 @@ def _has_lone_surrogate(value: Any) -> bool:
     return False
 
 
-def _spelling(fields: dict[str, Any]) -> str:
+def _spelling(label: Any) -> str:
     """How the label is written. JSON `true` and `1` become these texts; 1.0 is 1, as data frames export it."""
-    if "label" not in fields or fields["label"] is None:
-        raise Refused("missing_label", "the row has no label")
-    label = fields["label"]
     if isinstance(label, bool):
         return "true" if label else "false"
     if isinstance(label, float) and label.is_integer():

@@ -1,64 +1,201 @@
-"""The stage that turns log files into a Ray Dataset of canonical records."""
+"""From log files to settled records: one Ray Data flow, in which no process holds more than a block or a bucket.
+
+    files -> raw rows -> votes -> [halves joined on the response id] -> settled by prompt -> parts
+
+Two hash shuffles of Ray Data at most (three with a cap per user), on disk, keyed by this package's own hashes: so a
+part's content depends on the log alone, not on how many workers read it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
 
-from bco_ray.errors import Refused
+from bco_ray.errors import StorageError
+from bco_ray.feedback.importing import ImportStage
+from bco_ray.feedback.joining import JoinStage
 from bco_ray.feedback.lines import LineSource
-from bco_ray.feedback.parsing import parse_row
+from bco_ray.feedback.parts import PartStage
+from bco_ray.feedback.settling import CapStage, SettleStage
 from bco_ray.feedback.sources import SourceFile
-from bco_ray.schema import RECORDS, Record, record_to_row
-from bco_ray.storage.quarantine import Quarantine
-
-POSITIONED_RECORDS = RECORDS.insert(0, pa.field("file", pa.string())).insert(1, pa.field("position", pa.int64()))
-"""A record and where it stood, so that every later stage can name a row and keep the log's order."""
+from bco_ray.feedback.statistics import LogSums
+from bco_ray.schema import RECORDS
+from bco_ray.storage import files, locations
+from bco_ray.storage.quarantine import Quarantine, Tally
+from bco_ray.storage.records import PartFacts, RecordsManifest, commit_records, load_records
 
 ROWS_PER_BLOCK = 1024
+BUCKET_BYTES = 16 << 20
+LEAST_BITS, MOST_BITS = 3, 16
+UNPACKED = {".gz": 6, ".zst": 6, ".parquet": 3}
+"""About how many bytes of JSON one byte of such a file holds."""
+
+Progress = Callable[[float, float | None, str], None]
 
 
 @dataclass(frozen=True)
-class ParseStage:
-    """Parses blocks of raw lines; refused rows go to `quarantine`, rows whose id is in `superseded` too.
+class RecordsJob:
+    """What to read and by which rules, and where the records go."""
 
-    `superseded`: ids that a later vote of the same person on the same answer replaced (from the log's manifest).
+    directory: Path
+    inputs: dict[str, Any]
+    sources: tuple[SourceFile, ...]
+    importing: ImportStage
+    settle: SettleStage
+    joins: bool
+    max_votes_per_user: int | None = None
+
+    @property
+    def bits(self) -> int:
+        """2**bits buckets of about BUCKET_BYTES; a function of the files alone."""
+        return bits_for(self.sources)
+
+    def books(self, stage: str) -> Quarantine:
+        """Where a stage accounts for its rows."""
+        return Quarantine(self.directory / "quarantine" / stage)
+
+
+def bits_for(sources: Sequence[SourceFile]) -> int:
+    """How finely a log of this size is cut."""
+    unpacked = sum(s.bytes * next((f for e, f in UNPACKED.items() if s.path.endswith(e)), 1) for s in sources)
+    return min(MOST_BITS, max(LEAST_BITS, math.ceil(math.log2(max(1, unpacked / BUCKET_BYTES)))))
+
+
+def read_records(job: RecordsJob, progress: Progress) -> RecordsManifest:
+    """Settle into `job.directory`, or return what is already there. Raises StorageError if the books do not balance."""
+    with files.locked(job.directory / ".lock"):
+        if files.is_committed(job.directory):
+            return load_records(job.directory)
+        files.clear_directory(job.directory)
+        parts, sums = _run(job, progress)
+        manifest = _manifest(job, parts, sums)
+        commit_records(job.directory, manifest)
+        return manifest
+
+
+def _run(job: RecordsJob, progress: Progress) -> tuple[list[PartFacts], LogSums]:
+    """Only facts and sums come back to the driver, one small row per bucket."""
+    buckets = 2**job.bits
+    rows = ray.data.read_datasource(LineSource(list(job.sources))).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
+    votes = _map(rows, job.importing)
+    if job.joins:
+        votes = _map(votes.repartition(buckets, keys=["bucket"]), JoinStage(job.books("join"), job.bits))
+    votes = votes.repartition(buckets, keys=["bucket"])
+    write = PartStage(job.directory, job.settle.file_order)
+    if job.max_votes_per_user is None:
+        written = _map(votes, _Then(job.settle, write))
+    else:
+        cap = CapStage(job.books("cap"), job.max_votes_per_user, job.settle.file_order)
+        by_voter = _map(votes, job.settle).repartition(buckets, keys=["voter"])
+        written = _map(_map(by_voter, cap).repartition(buckets, keys=["bucket"]), write)
+    parts: list[PartFacts] = []
+    sums = LogSums()
+    for row in written.iter_rows():
+        parts += [PartFacts.model_validate_json(facts) for facts in row["parts"]]
+        sums = sums.merge(LogSums.from_state(json.loads(row["statistics"])))
+        progress(sum(part.rows for part in parts), None, "votes settled")
+    return sorted(parts, key=lambda part: part.file), sums
+
+
+@dataclass(frozen=True)
+class _Then:
+    """Two stages as one: between two of its own, Ray would be free to cut a large bucket."""
+
+    first: SettleStage
+    second: PartStage
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        for block in self.first(rows):
+            yield from self.second(block)
+
+
+def _map(rows: ray.data.Dataset, stage: Any) -> ray.data.Dataset:
+    return rows.map_batches(stage, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
+
+
+def _manifest(job: RecordsJob, parts: list[PartFacts], sums: LogSums) -> RecordsManifest:
+    tally, answers = balance(job, sum(part.rows for part in parts))
+    return RecordsManifest(
+        inputs=job.inputs,
+        read=tally.read,
+        kept=tally.kept,
+        drops=tally.drops,
+        answers=answers,
+        bits=job.bits,
+        statistics=sums.state_dict(),
+        parts=parts,
+    )
+
+
+def balance(job: RecordsJob, written: int) -> tuple[Tally, dict[str, int]]:
+    """(votes read and dropped, answers of a join), checked stage against stage. Raises StorageError if a row is lost.
+
+    An answer without its vote is no vote: `read` counts votes, and rows that are neither.
     """
-
-    quarantine: Path
-    label_map: Mapping[str, bool]
-    superseded: frozenset[str] = field(default_factory=frozenset)
-
-    def __call__(self, lines: pa.Table) -> Iterator[pa.Table]:
-        """One block in (schema.LINES), one out (POSITIONED_RECORDS), the refused ones written to quarantine."""
-        if not lines.num_rows:
-            return
-        kept: list[dict[str, Any]] = []
-        refused: list[dict[str, Any]] = []
-        rows = lines.to_pylist()
-        for row in rows:
-            where = {"file": row["file"], "position": row["position"]}
-            try:
-                kept.append(where | record_to_row(self._parse(row)))
-            except Refused as verdict:
-                refused.append(where | {"reason": verdict.reason, "detail": verdict.detail, "raw": row["raw"]})
-        Quarantine(self.quarantine).write((rows[0]["file"], rows[0]["position"]), len(rows), refused)
-        yield pa.Table.from_pylist(kept, schema=POSITIONED_RECORDS)
-
-    def _parse(self, row: dict[str, Any]) -> Record:
-        default_id = f"{Path(row['file']).name}:{row['position']}"
-        record = parse_row(row["raw"], label_map=self.label_map, default_id=default_id)
-        if record.id in self.superseded:
-            raise Refused("superseded", "a later vote of the same user on the same answer replaced this one")
-        return record
+    parsed = job.books("import").tally()
+    stages = [("import", parsed.without("responses"))]
+    answers = dict(parsed.notes)
+    if job.joins:
+        joined = job.books("join").tally()
+        answers = {**answers, **joined.notes}
+        stages.append(("join", joined))
+    stages.append(("settle", job.books("settle").tally()))
+    if job.max_votes_per_user is not None:
+        stages.append(("cap", job.books("cap").tally()))
+    handed_on = [tally.kept for _, tally in stages]
+    if handed_on != [*(tally.read for _, tally in stages[1:]), written]:
+        counts = ", ".join(f"{name} read {t.read} and kept {t.kept}" for name, t in stages)
+        raise StorageError(f"{job.directory}: rows do not add up: {counts}; {written} written. Run it again.")
+    drops = Counter[str]()
+    for _, tally in stages:
+        drops.update(tally.drops)
+    return Tally(stages[0][1].read, dict(sorted(drops.items()))), answers
 
 
-def read_records(files: list[SourceFile], stage: ParseStage) -> ray.data.Dataset:
-    """A lazy, streaming dataset of POSITIONED_RECORDS in log order; nothing runs until it is consumed."""
-    lines = ray.data.read_datasource(LineSource(files)).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
-    return lines.map_batches(stage, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
+@dataclass(frozen=True)
+class CopyStage:
+    """Writes one part as canonical log to `out`; what is ours alone (where a vote was read) stays here."""
+
+    directory: Path
+    out: str
+    prefix: str
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """`item` names the part and is returned."""
+        rows = pq.read_table(self.directory / item["file"]).select(RECORDS.names).cast(RECORDS)
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows, sink, compression="zstd")
+        name = item["file"].removeprefix("part-")
+        locations.write_bytes(f"{self.out}/{self.prefix}-{name}", sink.getvalue().to_pybytes())
+        return item
+
+
+def copy_records(directory: Path, out: str, progress: Progress) -> dict[str, Any]:
+    """Settled records as a canonical log at `out`, a directory or URI; its manifest comes last and is returned.
+
+    Files are named by the records' address: importing the same log again rewrites them, another log adds to them.
+    """
+    manifest, prefix = load_records(directory), f"votes-{directory.name}"
+    items = [{"file": part.file} for part in manifest.parts if part.rows]
+    done = 0
+    if items:
+        for _ in (
+            ray.data.from_items(items, override_num_blocks=len(items))
+            .map(CopyStage(directory, out, prefix))
+            .iter_rows()
+        ):
+            done += 1
+            progress(done, len(items), "parts written")
+    facts = {"read": manifest.read, "kept": manifest.kept, "drops": manifest.drops, "answers": manifest.answers,
+             "files": [f"{prefix}-{item['file'].removeprefix('part-')}" for item in items]}  # fmt: skip
+    locations.write_bytes(f"{out}/import-{directory.name}.json", json.dumps(facts, indent=2).encode())
+    return facts

@@ -18,11 +18,14 @@ from bco_ray.errors import BcoError, InterruptedRunError, SpecError
 from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.telemetry import logger
 
+SHUFFLE_BATCH_BYTES = 32 << 20
+"""What a shuffling task reads at a time; Ray's own 1 GiB would be its memory."""
+
 
 def cluster_for(job: ResolvedJob) -> AbstractContextManager[None]:
     """`cluster` with room for what the job's spec asks for."""
     spec = job.spec
-    workers = max(spec.training.num_workers, spec.scoring.num_workers)
+    workers = max(spec.training.num_workers, spec.scoring.workers[1])
     return cluster(workers=workers, resources_per_worker=spec.training.resources_per_worker)
 
 
@@ -104,6 +107,8 @@ def configure_data() -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.use_disk_based_hash_shuffle = True  # a shuffle's size is then the disk's business, not the object store's
+    context.shuffle_input_batch_bytes = SHUFFLE_BATCH_BYTES
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails there is raised too
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

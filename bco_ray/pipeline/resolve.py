@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from bco_ray.config import JobSpec
+from bco_ray.config import JobSpec, ScoringSpec
 from bco_ray.errors import SpecError
-from bco_ray.feedback.sources import SourceFile, expand
 from bco_ray.models import loading
+from bco_ray.pipeline.log import ResolvedLog, resolve_log
 from bco_ray.storage import files
-from bco_ray.storage.export import FeedbackManifest, export, load_manifest, verify_segments
-from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.registry import Registry
 from bco_ray.text import load_tokenizer
 
 LARGE_MODEL_WEIGHTS = 3_000_000_000
 
-SCORING_FORMAT = 1
+SCORING_FORMAT = 2
 """Part of every scored directory's address: raised when the same rows would come out as other tokens or numbers."""
 
 
@@ -29,8 +28,7 @@ class ResolvedJob:
     storage: Path
     model_directory: str
     model_fingerprint: str
-    sources: list[SourceFile]
-    superseded: frozenset[str]
+    log: ResolvedLog
     bf16: bool
 
     @property
@@ -63,14 +61,24 @@ class ResolvedJob:
         """Everything that scored shards depend on."""
         return {
             "format": SCORING_FORMAT,
-            "sources": [source.identity() for source in self.sources],
-            "superseded": files.digest(sorted(self.superseded)),
-            "data": self.spec.data.model_dump(exclude={"feedback"}),
-            "scoring": self.spec.scoring.model_dump(exclude={"num_workers"}),
+            "records": self.log.directory.name,
+            "validation": self.spec.data.validation,
+            "scoring": self.spec.scoring.model_dump(exclude={"num_workers", "classifier"}),
+            "classifier": files.sha256(Path(self.spec.scoring.classifier)) if self.spec.scoring.classifier else None,
             "max_length": self.spec.training.max_length,
-            "model": self.model_fingerprint,
-            "bf16": self.bf16,
+            **self.reference_identity,
         }
+
+    @property
+    def reference_identity(self) -> dict[str, object]:
+        """Everything that the reference pass makes of a row's tokens depends on."""
+        return {"model": self.model_fingerprint, "bf16": self.bf16, "embedding": self.embedding_fingerprint}
+
+    @cached_property
+    def embedding_fingerprint(self) -> str:
+        """Of the named embedding model; `reference` for the reference model's own states."""
+        named = self.spec.scoring.embedding
+        return named if named == "reference" else loading.fingerprint(named)
 
     @property
     def run_identity(self) -> dict[str, object]:
@@ -97,12 +105,13 @@ def resolve(spec: JobSpec) -> ResolvedJob:
     storage = files.local_directory(spec.output.storage)
     directory, reference = resolve_model(spec.model.base, storage, revision=spec.model.revision)
     load_tokenizer(directory)  # a model that cannot be used is better refused now
-    sources, superseded, pinned = _feedback(spec, storage)
+    log = resolve_log(spec.data, storage)
     bf16 = _wants_bf16(spec)
     spec = spec.model_copy(
         update={
             "model": spec.model.model_copy(update={"base": reference, "revision": None}),
-            "data": spec.data.model_copy(update={"feedback": pinned}),
+            "data": log.data,
+            "scoring": _resolve_scoring(spec, storage),
             "objective": spec.objective.model_copy(
                 update={
                     "desirable_weight": _number(spec.objective.desirable_weight, 0.5),
@@ -121,7 +130,7 @@ def resolve(spec: JobSpec) -> ResolvedJob:
             "output": spec.output.model_copy(update={"storage": str(storage)}),
         }
     )
-    return ResolvedJob(spec, storage, directory, loading.fingerprint(directory), sources, superseded, bf16)
+    return ResolvedJob(spec, storage, directory, loading.fingerprint(directory), log, bf16)
 
 
 def resolve_model(base: str, storage: Path, *, revision: str | None = None) -> tuple[str, str]:
@@ -153,30 +162,18 @@ def auto_learning_rate(spec: JobSpec, directory: str) -> float:
     return 5e-7 if loading.parameter_count(directory) >= LARGE_MODEL_WEIGHTS else 1e-6
 
 
-def _feedback(spec: JobSpec, storage: Path) -> tuple[list[SourceFile], frozenset[str], list[str]]:
-    """Source files, ids that no longer count, and the entries as they must be written to mean the same later."""
-    own = [entry for entry in spec.data.feedback if entry == "feedback" or entry.startswith("feedback:")]
-    others = expand([entry for entry in spec.data.feedback if entry not in own])
-    manifests = [own_log(storage, entry) for entry in own]
-    segments = [str(storage / "feedback" / segment.file) for manifest in manifests for segment in manifest.segments]
-    superseded = frozenset(record for manifest in manifests for record in manifest.superseded)
-    pinned = [f"feedback:{manifest.number}" for manifest in manifests] + [source.path for source in others]
-    return expand(segments) + others, superseded, list(dict.fromkeys(pinned))
-
-
-def own_log(storage: Path, entry: str) -> FeedbackManifest:
-    """The manifest that `feedback` (everything up to now, exported) or `feedback:<n>` means."""
-    number = entry.partition(":")[2]
-    if number:
-        if not number.isdigit():
-            raise SpecError(f"data.feedback: {entry}: write feedback or feedback:<manifest number>.")
-        manifest: FeedbackManifest | None = load_manifest(storage / "feedback", int(number))
-    else:
-        manifest = export(FeedbackLog.open(storage), storage / "feedback")
-    if manifest is None:
-        raise SpecError(f"data.feedback: the server's log in {storage} has no votes yet.")
-    verify_segments(storage / "feedback", manifest)
-    return manifest
+def _resolve_scoring(spec: JobSpec, storage: Path) -> ScoringSpec:
+    """With the embedding model's directory and the classifier's absolute path. Raises SpecError or ModelError."""
+    scoring, changes = spec.scoring, {}
+    if scoring.embedding != "reference":
+        changes["embedding"] = resolve_model(scoring.embedding, storage)[0]
+    if scoring.classifier is not None:
+        path = Path(scoring.classifier).expanduser().resolve()
+        path = path / "matching.json" if path.is_dir() else path
+        if not path.is_file():
+            raise SpecError(f"scoring.classifier: {path}: no such file; name a matching.json of an earlier run.")
+        changes["classifier"] = str(path)
+    return scoring.model_copy(update=changes)
 
 
 def _wants_bf16(spec: JobSpec) -> bool:

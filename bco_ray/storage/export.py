@@ -1,8 +1,9 @@
 """The feedback log as immutable Parquet: segments of vote events, and manifests that say which of them count.
 
-`manifest-<n>.json` is written last and never changed; a training round pins one. What counts in manifest n is every
-row of its segments but those whose id is in `superseded` (changed or withdrawn later). A segment that no manifest
-names is a leftover of a killed export; the next export removes it.
+`manifest-<n>.json` is written last and never changed (but by an erasure); a training round pins one. Segments hold
+every event up to its watermark, withdrawals too (label null): the last event of a user on an answer is the one that
+counts, which whoever reads them decides. A segment that no manifest names is a leftover of a killed export; the next
+export removes it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bco_ray.errors import StorageError
 from bco_ray.schema import RECORDS, Record, record_to_row
-from bco_ray.storage import files
+from bco_ray.storage import erasures, files
 from bco_ray.storage.feedback_log import FeedbackLog
-from bco_ray.storage.tables import completions, later_votes, reading, votes
+from bco_ray.storage.tables import NOT_ERASED, completions, reading, votes
 
 SEGMENT_ROWS = 20_000
 
@@ -33,7 +34,7 @@ _LEFTOVER = re.compile(r"part-\d+-\d+\.parquet|\.(?:part|manifest)-.*\.tmp")
 
 
 class Segment(BaseModel):
-    """One Parquet file: the up and down votes with from_seq <= seq <= to_seq."""
+    """One Parquet file: the vote events with from_seq <= seq <= to_seq."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +46,7 @@ class Segment(BaseModel):
 
 
 class FeedbackManifest(BaseModel):
-    """The log up to event `watermark`. `superseded`: record ids in the segments that no longer count."""
+    """The log up to event `watermark`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,8 +54,11 @@ class FeedbackManifest(BaseModel):
     created_at: float
     watermark: int
     segments: list[Segment]
-    superseded: list[str]
-    effective_count: int
+
+    @property
+    def rows(self) -> int:
+        """Events in its segments."""
+        return sum(segment.rows for segment in self.segments)
 
     @property
     def file(self) -> str:
@@ -113,18 +117,45 @@ def verify_segments(feedback_dir: Path, manifest: FeedbackManifest) -> None:
             raise StorageError(f"{feedback_dir / segment.file}: not what {manifest.file} says (sha256 differs).")
 
 
+def erase_segments(feedback_dir: Path, matches: erasures.Matches) -> int:
+    """Write every Parquet file again without the rows that match, and the manifests that name it; returns rows gone.
+
+    A run that pinned a manifest finds it still there, with fewer rows.
+    """
+    if not feedback_dir.is_dir():
+        return 0
+    amendment = erasures.Amendment(feedback_dir)
+    with files.locked(feedback_dir / ".export.lock"):
+        erasures.remove_torn(feedback_dir)
+        gone = sum(erasures.drop_rows(path, matches, amendment) for path in sorted(feedback_dir.glob("*.parquet")))
+        if amendment.pending:
+            for number in _numbers(feedback_dir):
+                _renew(feedback_dir, load_manifest(feedback_dir, number))
+            amendment.finish()
+    return gone
+
+
+def _renew(directory: Path, manifest: FeedbackManifest) -> None:
+    segments = [_as_it_is(directory, segment) for segment in manifest.segments]
+    if segments != manifest.segments:
+        renewed = manifest.model_copy(update={"segments": segments})
+        files.write_json(directory / manifest.file, renewed.model_dump(mode="json"))
+
+
+def _as_it_is(directory: Path, segment: Segment) -> Segment:
+    path = directory / segment.file
+    return segment.model_copy(update={"rows": pq.read_metadata(path).num_rows, "sha256": files.sha256(path)})
+
+
 def _extend(connection: sa.Connection, directory: Path, last: FeedbackManifest | None, until: int) -> FeedbackManifest:
     segments = list(last.segments) if last else []
     for first, final, rows in _chunks(connection, last.watermark if last else 0, until):
         segments.append(_write_segment(directory, first, final, rows))
-    superseded = _overridden(connection, until)
     manifest = FeedbackManifest(
         number=last.number + 1 if last else 1,
         created_at=time.time(),
         watermark=until,
         segments=segments,
-        superseded=superseded,
-        effective_count=sum(s.rows for s in segments) - len(superseded),
     )
     files.write_json(directory / manifest.file, manifest.model_dump(mode="json"))
     return manifest
@@ -133,7 +164,7 @@ def _extend(connection: sa.Connection, directory: Path, last: FeedbackManifest |
 def _chunks(connection: sa.Connection, since: int, until: int) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
     """(from_seq, to_seq, rows) of each new segment; together they cover since < seq <= until without gaps."""
     while since < until:
-        found = connection.execute(_labelled(since, until).limit(SEGMENT_ROWS)).mappings().all()
+        found = connection.execute(_events(since, until).limit(SEGMENT_ROWS)).mappings().all()
         if not found:
             return
         final = until if len(found) < SEGMENT_ROWS else int(found[-1]["seq"])
@@ -158,7 +189,8 @@ def _record(row: sa.RowMapping) -> Record:
             **{name: row[name] for name in _COPIED},
             "prompt": row["messages"],
             "completion": [{"role": "assistant", "content": choice["text"]}],
-            "label_raw": "true" if row["label"] else "false",
+            "label_raw": None if row["label"] is None else str(row["label"]).lower(),
+            "response_id": choice_id(row["response_id"], row["choice_index"]),
             "user": row["user"] or None,
             "created_at": row["created_at"],
             "updated_at": row["created_at"],
@@ -167,19 +199,19 @@ def _record(row: sa.RowMapping) -> Record:
     )
 
 
-def _labelled(since: int, until: int) -> sa.Select[Any]:
+def choice_id(response_id: str, choice_index: int) -> str:
+    """The name of one of the answers that a response holds: of the first, the response's own."""
+    return f"{response_id}:{choice_index}" if choice_index else response_id
+
+
+def _events(since: int, until: int) -> sa.Select[Any]:
     answer = completions.c
     return (
         sa.select(votes, answer.model, answer.messages, answer.tools, answer.choices, answer.endpoint)
         .join(completions, answer.id == votes.c.response_id)
-        .where(votes.c.seq > since, votes.c.seq <= until, votes.c.label.is_not(None))
+        .where(votes.c.seq > since, votes.c.seq <= until, *NOT_ERASED)
         .order_by(votes.c.seq)
     )
-
-
-def _overridden(connection: sa.Connection, until: int) -> list[str]:
-    condition = (votes.c.seq <= until, votes.c.label.is_not(None), later_votes(until).exists())
-    return list(connection.execute(sa.select(votes.c.id).where(*condition).order_by(votes.c.seq)).scalars())
 
 
 def _last_seq(connection: sa.Connection) -> int:

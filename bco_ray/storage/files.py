@@ -111,6 +111,17 @@ def verify_directory(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def clear_directory(directory: Path) -> None:
+    """Remove what an interrupted writer left in `directory`, which its caller holds the lock of."""
+    for path in directory.iterdir():
+        if path.name == ".lock":
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 @contextmanager
 def locked(path: Path, *, busy: str | None = None) -> Iterator[None]:
     """Alone in the body among the processes that share the file system; a process that dies lets go.

@@ -6,9 +6,10 @@ A batch's file is named by its first row, so a retried task overwrites its own f
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bco_ray.schema import QUARANTINE
+from bco_ray.schema import QUARANTINE, schema_name
 from bco_ray.storage import files
 
 _READ = b"rows_read"
+_NOTES = b"notes"
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What a stage did: `read` rows came in, `drops` counts the refused ones by reason."""
+    """What a stage did: `read` rows came in, `drops` counts the refused ones by reason, `notes` anything else."""
 
     read: int
     drops: dict[str, int]
+    notes: dict[str, int] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
         """Rows passed on."""
         return self.read - sum(self.drops.values())
+
+    def without(self, note: str) -> Tally:
+        """The same, as if the rows counted under `note` had not been there."""
+        return Tally(self.read - self.notes.get(note, 0), self.drops, self.notes)
 
 
 class Quarantine:
@@ -41,9 +48,15 @@ class Quarantine:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def write(self, first: tuple[str, int], read: int, refused: list[dict[str, Any]]) -> None:
-        """Account for one batch: `first` is (file, position) of its first row; `refused` fit `schema.QUARANTINE`."""
-        schema = QUARANTINE.with_metadata({**(QUARANTINE.metadata or {}), _READ: str(read).encode()})
+    def write(
+        self, first: tuple[str, int], read: int, refused: list[dict[str, Any]], notes: Mapping[str, int] | None = None
+    ) -> None:
+        """Account for one batch, named by `first`: (file, position) of its first row, or the bucket it is.
+
+        `refused` fit `schema.QUARANTINE`; `notes` are counts that are summed in the tally.
+        """
+        books = {_READ: str(read).encode(), _NOTES: json.dumps(dict(notes or {})).encode()}
+        schema = QUARANTINE.with_metadata({**(QUARANTINE.metadata or {}), **books})
         table = pa.Table.from_pylist(refused, schema=schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
@@ -52,12 +65,23 @@ class Quarantine:
 
     def tally(self) -> Tally:
         """Sum the books, one file at a time."""
-        read, drops = 0, Counter[str]()
+        read, drops, notes = 0, Counter[str](), Counter[str]()
         for path in self._files():
-            read += int((pq.read_schema(path).metadata or {})[_READ])
+            books = pq.read_schema(path).metadata or {}
+            read += int(books[_READ])
+            notes.update(json.loads(books.get(_NOTES, b"{}")))
             counts = pc.value_counts(pq.read_table(path, columns=["reason"])["reason"]).to_pylist()
             drops.update({c["values"]: c["counts"] for c in counts})
-        return Tally(read, dict(sorted(drops.items())))
+        return Tally(read, dict(sorted(drops.items())), dict(notes))
+
+    def examples_by_reason(self, count: int) -> dict[str, list[dict[str, Any]]]:
+        """Up to `count` refused rows of each reason, the first ones found."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for path in self._files():
+            for row in pq.read_table(path).to_pylist():
+                if len(rows := found.setdefault(row["reason"], [])) < count:
+                    rows.append(row)
+        return dict(sorted(found.items()))
 
     def examples(self, count: int) -> list[dict[str, Any]]:
         """Up to `count` refused rows, in no particular order."""
@@ -70,3 +94,29 @@ class Quarantine:
 
     def _files(self) -> Iterable[Path]:
         return sorted(self.directory.glob("*.parquet"))
+
+
+def blank_mentions(root: Path, mentions: Callable[[bytes], bool], begin: Callable[[], None]) -> int:
+    """Empty the refused rows below `root` whose text names somebody who is to be forgotten; returns how many.
+
+    They still count. `begin` is called before the first file changes; a file's own books stay as they are.
+    """
+    blanked = 0
+    for path in sorted(root.rglob("*.parquet")):
+        if (schema_name(pq.read_schema(path)) or "").startswith("quarantine/"):
+            blanked += _blank(path, mentions, begin)
+    return blanked
+
+
+def _blank(path: Path, mentions: Callable[[bytes], bool], begin: Callable[[], None]) -> int:
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    named = [row for row in rows if mentions(row["raw"] or b"") or mentions((row["detail"] or "").encode())]
+    for row in named:
+        row |= {"raw": b"", "detail": "erased"}
+    if named:
+        begin()
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), sink)
+        files.write_bytes(path, sink.getvalue().to_pybytes())
+    return len(named)

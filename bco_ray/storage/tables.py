@@ -63,12 +63,23 @@ votes = sa.Table(
 """One row per vote event; the last one of a (response_id, choice_index, user) counts. Label NULL: withdrawn."""
 
 
-def later_votes(until_seq: int | None = None) -> sa.Select[tuple[int]]:
-    """For a query on `votes`: the later events (up to `until_seq`) of the same (response, choice, user)."""
+ERASED = "erased:"
+"""Begins the `user` of an erased vote (then its seq) and of an erased completion (then its id). The rows stay, empty:
+votes refer to completions, and exports to the last seq. Both are exact, so nobody becomes erased by a name they chose.
+"""
+
+NOT_ERASED = (
+    votes.c.user != sa.literal(ERASED).concat(sa.cast(votes.c.seq, sa.Text)),
+    sa.or_(completions.c.user.is_(None), completions.c.user != sa.literal(ERASED).concat(completions.c.id)),
+)
+"""Conditions on votes joined with their completions: something is left of both."""
+
+
+def later_votes() -> sa.Select[tuple[int]]:
+    """For a query on `votes`: the later events of the same (response, choice, user)."""
     later = votes.alias("later")
     same = (later.c[name] == votes.c[name] for name in ("response_id", "choice_index", "user"))
-    query = sa.select(later.c.seq).where(*same, later.c.seq > votes.c.seq).correlate(votes)
-    return query if until_seq is None else query.where(later.c.seq <= until_seq)
+    return sa.select(later.c.seq).where(*same, later.c.seq > votes.c.seq).correlate(votes)
 
 
 def open_database(storage: Path, url: str | None = None) -> sa.Engine:

@@ -11,13 +11,19 @@ from hypothesis import strategies as st
 
 from bco_ray.config.spec import DEFAULT_LABEL_MAP
 from bco_ray.errors import Refused
-from bco_ray.feedback.parsing import parse_row
+from bco_ray.feedback.formats.registry import by_name
+from bco_ray.feedback.parsing import LabelMap, read_entries, resolve_label, to_row
 from bco_ray.schema import Record, record_to_row, row_to_fields
 
 
-def parse(row: Any, label_map: dict[str, bool] = DEFAULT_LABEL_MAP) -> Record:
+def parse(row: Any, label_map: LabelMap = DEFAULT_LABEL_MAP) -> Record:
+    """One canonical row, all the way. Raises Refused."""
     raw = row if isinstance(row, bytes) else json.dumps(row).encode()
-    return parse_row(raw, label_map=label_map, default_id="log.jsonl:7")
+    (entry,) = read_entries(raw, by_name("canonical"))
+    if isinstance(entry, Refused):
+        raise entry
+    row = to_row({**entry.fields, **resolve_label(entry.fields, label_map)}, default_id="log.jsonl:7")
+    return Record.model_validate(row_to_fields(row))
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -55,6 +61,11 @@ def test_a_map_of_ones_own() -> None:
     assert parse(row(label=False), {"false": True, "x": False}).label is True  # unless the map says otherwise
 
 
+def test_null_is_neutral_and_so_is_what_the_map_says() -> None:
+    assert parse(row(label=None)).label is None
+    assert parse(row(label="meh"), {"meh": None}).label is None
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
@@ -63,7 +74,7 @@ def test_a_map_of_ones_own() -> None:
         (b"[" * 100_000, "invalid_json"),
         (b"[1]", "not_an_object"),
         (b'{"prompt": "\\ud800", "completion": "x", "label": true}', "invalid_text"),
-        (row(label=None), "missing_label"),
+        ({"prompt": "Hi", "completion": "Hello!"}, "missing_label"),
         (row(prompt=None), "missing_prompt"),
         (row(prompt=""), "empty_prompt"),
         (row(completion="  "), "empty_completion"),

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bco_ray.errors import StorageError
+from bco_ray.feedback.settling import Rules, settle
 from bco_ray.schema import RECORDS, Record, row_to_fields, schema_name
 from bco_ray.storage import export as exporting
 from bco_ray.storage import files
@@ -50,11 +51,14 @@ def exported(log: FeedbackLog, directory: Path) -> FeedbackManifest:
 
 def effective(directory: Path, manifest: FeedbackManifest) -> dict[str, dict[str, Any]]:
     """What a reader of this manifest trains on: id -> row."""
-    rows = [row for s in manifest.segments for row in pq.read_table(directory / s.file).to_pylist()]
-    assert len({row["id"] for row in rows}) == len(rows) == sum(s.rows for s in manifest.segments)
-    kept = {row["id"]: row for row in rows if row["id"] not in manifest.superseded}
-    assert len(kept) == manifest.effective_count
-    return kept
+    rows = [
+        {**row, "file": s.file, "position": position, "entry": 0}
+        for s in manifest.segments
+        for position, row in enumerate(pq.read_table(directory / s.file).to_pylist())
+    ]
+    assert len({row["id"] for row in rows}) == len(rows) == manifest.rows
+    kept, _ = settle(rows, Rules(), {})
+    return {row["id"]: {name: row[name] for name in RECORDS.names} for row in kept}
 
 
 def test_nothing_to_export_before_the_first_vote(log: FeedbackLog, directory: Path) -> None:
@@ -68,7 +72,7 @@ def test_a_vote_becomes_a_canonical_record(log: FeedbackLog, directory: Path) ->
     manifest = exported(log, directory)
     (segment,) = manifest.segments
     found = pq.read_schema(directory / segment.file)
-    assert (found.equals(RECORDS), schema_name(found)) == (True, "records/1")
+    assert (found.equals(RECORDS), schema_name(found)) == (True, "records/2")
     record = Record.model_validate(row_to_fields(effective(directory, manifest)[vote_id]))
     assert record.prompt[1].content == [{"type": "text", "text": "hé"}]
     assert [m.model_dump() for m in record.completion] == [{"role": "assistant", "content": "no, and"}]
@@ -115,7 +119,6 @@ def test_change_of_mind_after_export(log: FeedbackLog, directory: Path) -> None:
     first = exported(log, directory)
     down = vote(log, False, "ann")
     second = exported(log, directory)
-    assert second.superseded == [up]
     assert set(effective(directory, second)) == {other, down}
     assert set(effective(directory, first)) == {up, other}, "a pinned manifest keeps its meaning"
 
@@ -131,16 +134,15 @@ def test_withdrawn_votes_count_for_nothing(log: FeedbackLog, directory: Path) ->
     exported(log, directory)
     log.delete_vote(gone)
     second = exported(log, directory)
-    assert len(second.segments) == 1, "a withdrawal alone writes no rows"
     assert set(effective(directory, second)) == {kept}
     back = vote(log, False, "ann")
     assert set(effective(directory, exported(log, directory))) == {kept, back}
 
 
-def test_only_withdrawals_give_an_empty_manifest(log: FeedbackLog, directory: Path) -> None:
+def test_withdrawals_are_events_that_leave_nothing(log: FeedbackLog, directory: Path) -> None:
     vote(log, None, "ann")
     manifest = exported(log, directory)
-    assert (manifest.watermark, manifest.segments, manifest.effective_count) == (1, [], 0)
+    assert (manifest.watermark, manifest.rows, effective(directory, manifest)) == (1, 1, {})
 
 
 def test_large_exports_are_cut_into_segments(

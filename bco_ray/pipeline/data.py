@@ -1,0 +1,148 @@
+"""What `bco data` does: check a log, import it, report on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from bco_ray.config import DataSpec
+from bco_ray.feedback.identity import bucket_of
+from bco_ray.feedback.records import copy_records
+from bco_ray.feedback.sketches import Histogram
+from bco_ray.feedback.statistics import NONE, QUANTILES, LogSums
+from bco_ray.objective.density import class_weights
+from bco_ray.pipeline.cluster import cluster
+from bco_ray.pipeline.log import ResolvedLog, read_log, resolve_log
+from bco_ray.pipeline.report import EXAMPLES_PER_REASON, CheckResult, DataReport, examples_of, write_report
+from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.pipeline.run import score_job
+from bco_ray.storage import files
+from bco_ray.storage.quarantine import Quarantine
+from bco_ray.storage.records import RecordsManifest, load_records
+from bco_ray.storage.scored import ScoredManifest
+from bco_ray.telemetry import Phases
+
+WEIGHT_EDGES = np.geomspace(0.05, 20, 27)
+CHECK_WORKERS = 2
+OBJECT_STORE_BYTES = 500_000_000
+"""For reading alone on one machine: rows pass through in blocks, shuffles go through the disk."""
+
+
+def check_log(data: DataSpec, storage: Path, phases: Phases) -> CheckResult:
+    """Read and settle a log below `storage`, and judge it."""
+    log = resolve_log(data, files.local_directory(str(storage)))
+    with cluster(workers=CHECK_WORKERS, object_store_bytes=OBJECT_STORE_BYTES):
+        return check_result(log, read_log(log, phases))
+
+
+def import_log(data: DataSpec, storage: Path, out: str, phases: Phases) -> dict[str, Any]:
+    """Settle a log and write it to `out` as a canonical one; says how much of it and what comes next."""
+    log = resolve_log(data, files.local_directory(str(storage)))
+    with cluster(workers=CHECK_WORKERS, object_store_bytes=OBJECT_STORE_BYTES):
+        read_log(log, phases)
+        with phases.phase("write") as advance:
+            facts = copy_records(log.directory, out.rstrip("/"), advance)
+    counts = {name: facts[name] for name in ("read", "kept", "drops", "answers")}
+    return {**counts, "files": len(facts["files"]), "out": out, "quarantine": str(log.directory / "quarantine"),
+            "next": f"data: {{feedback: {out.rstrip('/')}/*.parquet}}"}  # fmt: skip
+
+
+def report_log(job: ResolvedJob, phases: Phases) -> tuple[DataReport, dict[str, Path]]:
+    """Score what a spec names, on the connected cluster, and write what the model says of it beside the shards."""
+    scored = score_job(job, phases)
+    with phases.phase("report"):
+        records = load_records(job.log.directory)
+        lengths, weights = _shard_histograms([job.scored_directory / shard.file for shard in scored.shards])
+        check = check_result(job.log, records, more_drops=scored.drops, quarantine=job.scored_directory / "quarantine")
+        report = DataReport(
+            check=check,
+            matching=scored.matching,
+            look_alikes=look_alikes(job.log, records, scored.matching),
+            token_length=lengths,
+            weight_bars=weights,
+            from_other_models=_from_other_models(check, job.spec.model.base),
+            class_weights=_class_weights(scored),
+        )
+        return report, write_report(report, job.scored_directory / "report")
+
+
+def check_result(
+    log: ResolvedLog,
+    records: RecordsManifest,
+    *,
+    more_drops: dict[str, int] | None = None,
+    quarantine: Path | None = None,
+) -> CheckResult:
+    """What reading found; `more_drops` are the drops of a scoring run, its own and the reading's."""
+    drops = more_drops if more_drops is not None else records.drops
+    books = [directory for root in (log.directory / "quarantine", quarantine) if root for directory in _books(root)]
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for directory in books:
+        for reason, rows in Quarantine(directory).examples_by_reason(EXAMPLES_PER_REASON).items():
+            examples.setdefault(reason, []).extend(rows)
+    return CheckResult(
+        files=[{"path": s.path, "format": s.format, "bytes": s.bytes} for s in log.sources],
+        read=records.read,
+        kept=records.read - sum(drops.values()),
+        drops=drops,
+        answers=records.answers,
+        examples=examples_of(examples),
+        statistics=LogSums.from_state(records.statistics).summary(),
+    )
+
+
+def look_alikes(log: ResolvedLog, records: RecordsManifest, matching: dict[str, Any]) -> list[dict[str, Any]]:
+    """The prompts that the classifier finds most (and least) like those of the other class, with their text."""
+    found = []
+    for row in matching.get("prompts_most_like_other") or []:
+        text = prompt_text(log.directory, records, row["prompt_hash"])
+        found.append({**{k: v for k, v in row.items() if k != "prompt_hash"}, "prompt": text})
+    return found
+
+
+def prompt_text(directory: Path, records: RecordsManifest, prompt_hash: int) -> str:
+    """The prompt column of the rows with that hash; only the parts of its bucket are read."""
+    bucket = bucket_of(prompt_hash, records.bits)
+    for part in (part for part in records.parts if part.bucket == bucket):
+        rows = pq.read_table(directory / part.file, columns=["prompt"], filters=[("prompt_hash", "=", prompt_hash)])
+        if rows.num_rows:
+            return str(rows["prompt"][0].as_py())
+    return ""
+
+
+def _shard_histograms(shards: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], list[tuple[float, int]]]:
+    """Token lengths by label, and how often the thumbs-down rows' weights fall where; three columns of each shard."""
+    lengths = {"up": Histogram(), "down": Histogram()}
+    counts = np.zeros(len(WEIGHT_EDGES) + 1, dtype=np.int64)
+    for path in shards:
+        rows = pq.read_table(path, columns=["label", "n_tokens", "weight"])
+        up_N = rows["label"].to_numpy(zero_copy_only=False).astype(bool)
+        tokens_N, weight_N = rows["n_tokens"].to_numpy(), rows["weight"].to_numpy()
+        for name, mask_N in (("up", up_N), ("down", ~up_N)):
+            lengths[name] = lengths[name].merge(Histogram.of(tokens_N[mask_N].tolist()))
+        counts += np.bincount(np.searchsorted(WEIGHT_EDGES, weight_N[~up_N], side="right"), minlength=len(counts))
+    quantiles = {name: {key: h.quantile(q) for key, q in QUANTILES.items()} for name, h in lengths.items()}
+    edges = [0.0, *WEIGHT_EDGES.tolist()]
+    return quantiles, [(edge, int(count)) for edge, count in zip(edges, counts, strict=True) if count]
+
+
+def _from_other_models(check: CheckResult, current: str) -> float | None:
+    """Share of the answers whose log names another model than the registered one that is trained."""
+    named = {row["key"]: row["ups"] + row["downs"] for row in check.statistics["by_model"] if row["key"] != NONE}
+    if not named or Path(current).is_absolute():
+        return None
+    return 1 - named.get(current, 0) / sum(named.values())
+
+
+def _class_weights(scored: ScoredManifest) -> dict[str, Any]:
+    weights = class_weights(scored.count("train_chosen"), scored.count("train_rejected"))
+    return {"chosen": weights.chosen, "rejected": weights.rejected, "capped": weights.capped}
+
+
+def _books(root: Path) -> list[Path]:
+    """The directories of quarantine files below `root`, itself included."""
+    return sorted({path.parent for path in root.rglob("*.parquet")}) if root.is_dir() else []

@@ -1,0 +1,136 @@
+"""A spec's `data` section as something that can be read: files pinned, each with its importer, and the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from bco_ray.config import DataSpec
+from bco_ray.config.spec import DEFAULT_LABEL_MAP, FieldMap
+from bco_ray.errors import SpecError
+from bco_ray.feedback.formats.registry import by_name, detect, mapped
+from bco_ray.feedback.importing import ImportStage
+from bco_ray.feedback.lines import first_rows
+from bco_ray.feedback.records import RecordsJob, bits_for, read_records
+from bco_ray.feedback.settling import Rules, SettleStage
+from bco_ray.feedback.sources import SourceFile, expand
+from bco_ray.storage import files
+from bco_ray.storage.erasures import erased_names
+from bco_ray.storage.export import FeedbackManifest, export, load_manifest, verify_segments
+from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.quarantine import Quarantine
+from bco_ray.storage.records import RecordsManifest, load_records
+from bco_ray.storage.salt import user_salt
+from bco_ray.telemetry import Phases
+
+RECORDS_FORMAT = 1
+"""Part of every records directory's address: raised when the same files would settle into other votes."""
+
+
+@dataclass(frozen=True)
+class ResolvedLog:
+    """Which files, read how, settled by which rules; `data` says the same in a spec's words."""
+
+    data: DataSpec
+    storage: Path
+    sources: tuple[SourceFile, ...]
+    erased: frozenset[str]
+    salt: bytes = field(repr=False)
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
+        """Everything that the settled records depend on."""
+        return {
+            "format": RECORDS_FORMAT,
+            "sources": [source.identity() for source in self.sources],
+            "data": self.data.model_dump(exclude={"feedback", "validation", "format"}),
+            "map": self.data.format.map if isinstance(self.data.format, FieldMap) else None,
+            "erased": files.digest(sorted(self.erased)),
+            "salt": files.digest(self.salt.hex()),
+        }
+
+    @cached_property
+    def directory(self) -> Path:
+        """Content-addressed: the same files under the same rules are read once."""
+        return self.storage / "records" / files.digest(self.identity)
+
+    def job(self) -> RecordsJob:
+        """What `feedback` needs to know to read it."""
+        field_map = self.data.format.map if isinstance(self.data.format, FieldMap) else None
+        books = self.directory / "quarantine"
+        formats = {source.path: source.format for source in self.sources}
+        importing = ImportStage(
+            books=Quarantine(books / "import"),
+            formats=formats,
+            field_map=field_map,
+            label_map=None if self.data.label_map == "auto" else self.data.label_map,
+            common_labels=DEFAULT_LABEL_MAP,
+            bits=bits_for(self.sources),
+            salt=self.salt,
+        )
+        rules = Rules(self.data.conflicts, self.data.duplicates, self.erased)
+        order = {source.path: number for number, source in enumerate(self.sources)}
+        return RecordsJob(
+            directory=self.directory,
+            inputs=self.identity,
+            sources=self.sources,
+            importing=importing,
+            settle=SettleStage(Quarantine(books / "settle"), rules, order),
+            joins=field_map is None and any(by_name(name).joins for name in set(formats.values())),
+            max_votes_per_user=self.data.max_votes_per_user,
+        )
+
+
+def resolve_log(data: DataSpec, storage: Path) -> ResolvedLog:
+    """Pin what the entries mean now. Raises SpecError or DataError naming the entry."""
+    own = [entry for entry in data.feedback if entry == "feedback" or entry.startswith("feedback:")]
+    others = expand([entry for entry in data.feedback if entry not in own])
+    manifests = [own_log(storage, entry) for entry in own]
+    segments = [str(storage / "feedback" / segment.file) for manifest in manifests for segment in manifest.segments]
+    sources = [replace(s, format="canonical") for s in expand(segments)] + with_formats(others, data.format)
+    pinned = [f"feedback:{manifest.number}" for manifest in manifests] + [source.path for source in others]
+    data = data.model_copy(update={"feedback": list(dict.fromkeys(pinned))})
+    return ResolvedLog(data, storage, tuple(sources), erased_names(storage), user_salt(storage))
+
+
+def read_log(log: ResolvedLog, phases: Phases) -> RecordsManifest:
+    """The settled records of a log, made if they are not there."""
+    with phases.phase("read") as advance:
+        if files.is_committed(log.directory):
+            advance(1, 1, "was done already")
+            return load_records(log.directory)
+        return read_records(log.job(), advance)
+
+
+def with_formats(sources: Sequence[SourceFile], wanted: str | FieldMap) -> list[SourceFile]:
+    """Each file with its importer's name: the one asked for, or what its first rows look like."""
+    if isinstance(wanted, FieldMap):
+        mapped(wanted.map)  # a wrong map is better refused now
+        return [replace(source, format="map") for source in sources]
+    if wanted != "auto":
+        return [replace(source, format=by_name(wanted).name) for source in sources]
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(_detected, sources))
+
+
+def _detected(source: SourceFile) -> SourceFile:
+    rows = first_rows(source)
+    return replace(source, format=detect(rows, where=source.path).name if rows else "canonical")
+
+
+def own_log(storage: Path, entry: str) -> FeedbackManifest:
+    """The manifest that `feedback` (everything up to now, exported) or `feedback:<n>` means."""
+    number = entry.partition(":")[2]
+    if number:
+        if not number.isdigit():
+            raise SpecError(f"data.feedback: {entry}: write feedback or feedback:<manifest number>.")
+        manifest: FeedbackManifest | None = load_manifest(storage / "feedback", int(number))
+    else:
+        manifest = export(FeedbackLog.open(storage), storage / "feedback")
+    if manifest is None:
+        raise SpecError(f"data.feedback: the server's log in {storage} has no votes yet.")
+    verify_segments(storage / "feedback", manifest)
+    return manifest

@@ -1,0 +1,44 @@
+"""The secret that pseudonyms of voters are made with: one per storage directory, made when it is first needed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from bco_ray.errors import StorageError
+
+SALT_FILE = "user-salt"
+SALT_VARIABLE = "BCO_USER_SALT"
+LEAST_BYTES = 16
+
+
+def user_salt(storage: Path) -> bytes:
+    """`$BCO_USER_SALT`, else the salt kept in `storage` (mode 0600). Whoever loses it can no longer tell who is who.
+
+    Raises StorageError for one that is too short to keep names from being guessed.
+    """
+    given = os.environ.get(SALT_VARIABLE)
+    salt = given.encode() if given else _kept(storage / SALT_FILE)
+    if len(salt) < LEAST_BYTES:
+        where = f"${SALT_VARIABLE}" if given else str(storage / SALT_FILE)
+        raise StorageError(f"{where}: a salt needs at least {LEAST_BYTES} bytes, found {len(salt)}.")
+    return salt
+
+
+def _kept(path: Path) -> bytes:
+    if path.is_file():
+        return path.read_bytes().strip()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:  # noqa: PTH123
+            file.write(secrets.token_hex(32).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(scratch, path)  # fails if another process was first: then its salt is ours
+    except FileExistsError:
+        pass
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path.read_bytes().strip()
