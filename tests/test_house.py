@@ -34,7 +34,15 @@ DOORS = {
     "deepspeed": {"training/deepspeed_engine"},
     "torch.distributed": {"training/gang", "training/alone"},
     "peft": {"models/loading"},
-    "transformers": {"text", "models/loading", "models/generate", "testing/tiny", "demo/base", "serving/hf_engine"},
+    "transformers": {
+        "text",
+        "models/loading",
+        "models/embedder",
+        "models/generate",
+        "testing/tiny",
+        "demo/base",
+        "serving/hf_engine",
+    },
     "fastapi": {"serving/app", "serving/api", "serving/chat", "serving/feedback", "serving/errors"},
     "sqlalchemy": {"storage/tables", "storage/feedback_log", "storage/export"},
 }

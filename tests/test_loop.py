@@ -18,7 +18,6 @@ from bco_ray.pipeline.resolve import ResolvedJob, resolve
 from bco_ray.pipeline.run import RunOutcome, run_job, score_job
 from bco_ray.pipeline.served import serve_args
 from bco_ray.serving.server import start_server
-from bco_ray.storage.export import load_manifest
 from bco_ray.storage.registry import Registry
 from bco_ray.telemetry import Phases
 from bco_ray.testing.tiny import write_tiny_model
@@ -142,7 +141,7 @@ def test_a_log_of_one_class_says_so(storage: Path) -> None:
     only_up.write_text(
         "".join(json.dumps({"prompt": f"q{n}", "completion": "a", "label": 1}) + "\n" for n in range(30))
     )
-    with pytest.raises(DataError, match=r"\d+ thumbs-up and 0 thumbs-down rows.*needs both"):
+    with pytest.raises(DataError, match=r"All 30 votes are thumbs-up, and training needs both"):
         score_job(resolve(spec(storage, data={"feedback": str(only_up)})), Phases(quiet=True))
 
 
@@ -150,7 +149,7 @@ def test_a_wrong_label_map_says_so(storage: Path) -> None:
     words = storage / "words.jsonl"
     words.write_text((storage / "votes.jsonl").read_text().replace("true", '"good"').replace("false", '"bad"'))
     job = resolve(spec(storage, data={"feedback": str(words)}))
-    with pytest.raises(DataError, match=r"of 165 rows have an unknown label: label '\w+' is not in data.label_map"):
+    with pytest.raises(DataError, match=r"of 165 votes .* nobody knows \(label '\w+' is not in data.label_map"):
         score_job(job, Phases(quiet=True))
 
 
@@ -179,14 +178,14 @@ def test_a_posted_thumb_is_in_the_next_rounds_records(
     job = resolve(spec(storage, model={"base": "tiny/1"}, data={"feedback": "feedback", "validation": 0.0}))
     outcome = run_job(job, Phases(quiet=True))
     assert job.spec.data.feedback == ["feedback:1"]
-    manifest = load_manifest(storage / "feedback", 1)
     kept = {row["id"]: row["label"] for row in scored_rows(job)}
     dropped = outcome.scored.drops
     assert outcome.scored.read == 48
-    assert dropped.pop("superseded") == len(manifest.superseded) == 24
+    assert dropped.pop("superseded") == 24
     assert set(dropped) <= {"empty_completion"}  # a random model may say nothing
     assert kept.items() <= ids.items()
     assert len(kept) == 24 - sum(dropped.values())
     assert outcome.version.reference == "tiny/2"
     assert outcome.version.lineage["parent"] == "tiny/1"
+    assert outcome.version.lineage["watermarks"] == {"feedback:1": 48}
     assert Registry(storage).versions("tiny") == [1, 2]

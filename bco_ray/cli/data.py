@@ -85,6 +85,6 @@ def erase(
 
 
 def _data(logs: Iterable[str], format_: str, overrides: Iterable[str]) -> Any:
-    from bco_ray.config.load import parse_data
+    from bco_ray.config import parse_data
 
     return parse_data({"feedback": list(logs), "format": format_}, overrides)

@@ -25,7 +25,7 @@ def run(spec: Path, overrides: list[str]) -> dict[str, Any]:
         "evaluation": outcome.evaluation,
         "run": str(job.run_directory),
         "curves": str(job.run_directory / "curves.png"),
-        "quarantine": str(job.scored_directory),
+        "quarantine": [str(directory / "quarantine") for directory in (job.log.directory, job.scored_directory)],
         "seconds": phases.seconds,
         "next": f"bco models promote {outcome.version.reference} --storage {job.storage}",
     }

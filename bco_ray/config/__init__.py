@@ -3,10 +3,11 @@
 Imports neither torch nor ray, so that `bco --help`, an editor or a web form can use it for free.
 """
 
-from bco_ray.config.load import apply_overrides, dump_spec, load_spec, parse_spec
+from bco_ray.config.load import apply_overrides, dump_spec, load_spec, parse_data, parse_spec
 from bco_ray.config.spec import (
     CheckpointSpec,
     DataSpec,
+    FieldMap,
     JobSpec,
     LoraSpec,
     ModelSpec,
@@ -21,6 +22,7 @@ from bco_ray.config.spec import (
 __all__ = [
     "CheckpointSpec",
     "DataSpec",
+    "FieldMap",
     "JobSpec",
     "LoraSpec",
     "ModelSpec",
@@ -33,5 +35,6 @@ __all__ = [
     "apply_overrides",
     "dump_spec",
     "load_spec",
+    "parse_data",
     "parse_spec",
 ]

@@ -17,7 +17,9 @@ from pydantic_core import ErrorDetails
 from bco_ray.config.spec import DataSpec, JobSpec
 from bco_ray.errors import SpecError
 
-_UNION_MEMBER = re.compile(r"^(constrained-\w+|literal\[.*\]|LoraSpec|float|int|function-.*)$")
+_UNION_MEMBER = re.compile(
+    r"^(constrained-\w+|literal\[.*\]|dict\[.*\]|tuple\[.*\]|LoraSpec|FieldMap|float|int|str|function-.*)$"
+)
 
 
 def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
@@ -55,7 +57,8 @@ def parse_spec(values: dict[str, Any], *, where: str) -> JobSpec:
         return JobSpec.model_validate(values)
     except ValidationError as error:
         by_key = {_location(problem): problem for problem in reversed(error.errors())}  # of a union's the first
-        problems = "\n".join(f"  {_explain(key, by_key[key])}" for key in reversed(by_key))
+        deepest = [key for key in reversed(by_key) if not any(key == other[: len(key)] != other for other in by_key)]
+        problems = "\n".join(f"  {_explain(key, by_key[key])}" for key in deepest)
         raise SpecError(f"{where}: this spec cannot be used:\n{problems}") from None
 
 

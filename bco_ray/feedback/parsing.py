@@ -40,7 +40,7 @@ def resolve_label(fields: Mapping[str, Any], label_map: LabelMap) -> dict[str, A
     if fields["label"] is None:
         return {"label": None, "label_raw": None}
     label_raw = _spelling(fields["label"])
-    label_map = _BOOLEANS | dict(label_map) if isinstance(fields["label"], bool) else label_map
+    label_map = {**_BOOLEANS, **label_map} if isinstance(fields["label"], bool) else label_map
     if label_raw not in label_map:
         raise Refused("unknown_label", f"label {label_raw!r} is not in data.label_map ({', '.join(label_map)})")
     return {"label": label_map[label_raw], "label_raw": label_raw}
@@ -103,7 +103,7 @@ def _spelling(label: Any) -> str:
     raise Refused("unknown_label", f"label is {type(label).__name__}, not true/false, a number or text")
 
 
-def _messages(fields: dict[str, Any], name: str, *, role: str) -> list[Message]:
+def _messages(fields: Mapping[str, Any], name: str, *, role: str) -> list[Message]:
     value = fields.get(name)
     if value is None:
         raise Refused(f"missing_{name}", f"the row has no {name}")

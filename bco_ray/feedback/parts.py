@@ -32,6 +32,8 @@ class PartStage:
 
     def __call__(self, votes: pa.Table) -> Iterator[pa.Table]:
         """Whole buckets in (settling.PLACED), a row of FACTS for each out."""
+        if not votes.num_rows:
+            return
         buckets = votes["bucket"]
         for bucket in sorted(pc.unique(buckets).to_pylist()):
             rows = self._ordered(votes.filter(pc.equal(buckets, bucket)))

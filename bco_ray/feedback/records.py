@@ -36,6 +36,7 @@ from bco_ray.storage.records import PartFacts, RecordsManifest, commit_records, 
 ROWS_PER_BLOCK = 1024
 BUCKET_BYTES = 16 << 20
 LEAST_BITS, MOST_BITS = 3, 16
+ONE_BLOCK_BYTES = 64 << 20
 UNPACKED = {".gz": 6, ".zst": 6, ".parquet": 3}
 """About how many bytes of JSON one byte of such a file holds."""
 
@@ -59,6 +60,12 @@ class RecordsJob:
         """2**bits buckets of about BUCKET_BYTES; a function of the files alone."""
         return bits_for(self.sources)
 
+    def together(self, rows: ray.data.Dataset, key: str) -> ray.data.Dataset:
+        """Rows with one key in one block: by a shuffle, or all in one where that would take longer than the work."""
+        if _unpacked_bytes(self.sources) <= ONE_BLOCK_BYTES:
+            return rows.repartition(1)
+        return rows.repartition(2**self.bits, keys=[key])
+
     def books(self, stage: str) -> Quarantine:
         """Where a stage accounts for its rows."""
         return Quarantine(self.directory / "quarantine" / stage)
@@ -66,8 +73,11 @@ class RecordsJob:
 
 def bits_for(sources: Sequence[SourceFile]) -> int:
     """How finely a log of this size is cut."""
-    unpacked = sum(s.bytes * next((f for e, f in UNPACKED.items() if s.path.endswith(e)), 1) for s in sources)
-    return min(MOST_BITS, max(LEAST_BITS, math.ceil(math.log2(max(1, unpacked / BUCKET_BYTES)))))
+    return min(MOST_BITS, max(LEAST_BITS, math.ceil(math.log2(max(1, _unpacked_bytes(sources) / BUCKET_BYTES)))))
+
+
+def _unpacked_bytes(sources: Sequence[SourceFile]) -> int:
+    return sum(s.bytes * next((f for e, f in UNPACKED.items() if s.path.endswith(e)), 1) for s in sources)
 
 
 def read_records(job: RecordsJob, progress: Progress) -> RecordsManifest:
@@ -84,19 +94,18 @@ def read_records(job: RecordsJob, progress: Progress) -> RecordsManifest:
 
 def _run(job: RecordsJob, progress: Progress) -> tuple[list[PartFacts], LogSums]:
     """Only facts and sums come back to the driver, one small row per bucket."""
-    buckets = 2**job.bits
     rows = ray.data.read_datasource(LineSource(list(job.sources))).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
     votes = _map(rows, job.importing)
     if job.joins:
-        votes = _map(votes.repartition(buckets, keys=["bucket"]), JoinStage(job.books("join"), job.bits))
-    votes = votes.repartition(buckets, keys=["bucket"])
+        votes = _map(job.together(votes, "bucket"), JoinStage(job.books("join"), job.bits))
+    votes = job.together(votes, "bucket")
     write = PartStage(job.directory, job.settle.file_order)
     if job.max_votes_per_user is None:
         written = _map(votes, _Then(job.settle, write))
     else:
         cap = CapStage(job.books("cap"), job.max_votes_per_user, job.settle.file_order)
-        by_voter = _map(votes, job.settle).repartition(buckets, keys=["voter"])
-        written = _map(_map(by_voter, cap).repartition(buckets, keys=["bucket"]), write)
+        by_voter = job.together(_map(votes, job.settle), "voter")
+        written = _map(job.together(_map(by_voter, cap), "bucket"), write)
     parts: list[PartFacts] = []
     sums = LogSums()
     for row in written.iter_rows():

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from bco_ray.errors import Refused
 from bco_ray.feedback import identity
-from bco_ray.feedback.blocks import Row, by_bucket, drop
+from bco_ray.feedback.blocks import Row, by_bucket, drop, place_of
 from bco_ray.schema import SETTLED
 from bco_ray.storage.quarantine import Quarantine
 
@@ -105,8 +105,7 @@ def _without_erased(votes: Sequence[Row], erased: frozenset[str]) -> tuple[list[
     dropped: list[Verdict] = []
     for row in votes:
         if erased and (row["user"] in erased or row["id"] in erased):
-            blank = {**row, **dict.fromkeys(("prompt", "completion", "comment", "correction", "user", "metadata"))}
-            dropped.append((blank, Refused("erased", "erased on request")))
+            dropped.append(({**place_of(row), "id": row["id"]}, Refused("erased", "erased on request")))
         else:
             kept.append(row)
     return kept, dropped

@@ -13,15 +13,15 @@ from bco_ray.config import DataSpec
 from bco_ray.feedback.identity import bucket_of
 from bco_ray.feedback.records import copy_records
 from bco_ray.feedback.sketches import Histogram
-from bco_ray.feedback.statistics import NONE, QUANTILES, LogSums
+from bco_ray.feedback.statistics import NONE, QUANTILES
 from bco_ray.objective.density import class_weights
+from bco_ray.pipeline.checking import check_result
 from bco_ray.pipeline.cluster import cluster
 from bco_ray.pipeline.log import ResolvedLog, read_log, resolve_log
-from bco_ray.pipeline.report import EXAMPLES_PER_REASON, CheckResult, DataReport, examples_of, write_report
+from bco_ray.pipeline.report import CheckResult, DataReport, write_report
 from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.pipeline.run import score_job
 from bco_ray.storage import files
-from bco_ray.storage.quarantine import Quarantine
 from bco_ray.storage.records import RecordsManifest, load_records
 from bco_ray.storage.scored import ScoredManifest
 from bco_ray.telemetry import Phases
@@ -70,31 +70,6 @@ def report_log(job: ResolvedJob, phases: Phases) -> tuple[DataReport, dict[str, 
         return report, write_report(report, job.scored_directory / "report")
 
 
-def check_result(
-    log: ResolvedLog,
-    records: RecordsManifest,
-    *,
-    more_drops: dict[str, int] | None = None,
-    quarantine: Path | None = None,
-) -> CheckResult:
-    """What reading found; `more_drops` are the drops of a scoring run, its own and the reading's."""
-    drops = more_drops if more_drops is not None else records.drops
-    books = [directory for root in (log.directory / "quarantine", quarantine) if root for directory in _books(root)]
-    examples: dict[str, list[dict[str, Any]]] = {}
-    for directory in books:
-        for reason, rows in Quarantine(directory).examples_by_reason(EXAMPLES_PER_REASON).items():
-            examples.setdefault(reason, []).extend(rows)
-    return CheckResult(
-        files=[{"path": s.path, "format": s.format, "bytes": s.bytes} for s in log.sources],
-        read=records.read,
-        kept=records.read - sum(drops.values()),
-        drops=drops,
-        answers=records.answers,
-        examples=examples_of(examples),
-        statistics=LogSums.from_state(records.statistics).summary(),
-    )
-
-
 def look_alikes(log: ResolvedLog, records: RecordsManifest, matching: dict[str, Any]) -> list[dict[str, Any]]:
     """The prompts that the classifier finds most (and least) like those of the other class, with their text."""
     found = []
@@ -135,14 +110,9 @@ def _from_other_models(check: CheckResult, current: str) -> float | None:
     named = {row["key"]: row["ups"] + row["downs"] for row in check.statistics["by_model"] if row["key"] != NONE}
     if not named or Path(current).is_absolute():
         return None
-    return 1 - named.get(current, 0) / sum(named.values())
+    return float(1 - named.get(current, 0) / sum(named.values()))
 
 
 def _class_weights(scored: ScoredManifest) -> dict[str, Any]:
     weights = class_weights(scored.count("train_chosen"), scored.count("train_rejected"))
     return {"chosen": weights.chosen, "rejected": weights.rejected, "capped": weights.capped}
-
-
-def _books(root: Path) -> list[Path]:
-    """The directories of quarantine files below `root`, itself included."""
-    return sorted({path.parent for path in root.rglob("*.parquet")}) if root.is_dir() else []

@@ -6,18 +6,23 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bco_ray.config import dump_spec
 from bco_ray.errors import SpecError
 from bco_ray.evaluation.curves import draw_curves
 from bco_ray.evaluation.heldout import evaluate_held_out
-from bco_ray.feedback.records import ParseStage, read_records
 from bco_ray.objective.shift import RewardShift
 from bco_ray.pipeline.card import model_card
+from bco_ray.pipeline.checking import require_usable
+from bco_ray.pipeline.lineage import lineage_of
+from bco_ray.pipeline.log import read_log
 from bco_ray.pipeline.resolve import ResolvedJob
-from bco_ray.scoring.reference import ReferenceModel
+from bco_ray.scoring.parts import Caches
+from bco_ray.scoring.reference import BY_REFERENCE, ReferenceModel
 from bco_ray.scoring.score import ScoringJob, score
+from bco_ray.scoring.weighing import Weighing
 from bco_ray.storage import files
 from bco_ray.storage.registry import ModelVersion, Registry
 from bco_ray.storage.scored import ScoredManifest, load_scored
@@ -28,6 +33,8 @@ from bco_ray.training.metrics import MetricsLog
 from bco_ray.training.step import Objective
 
 PROGRESS_SECONDS = 0.5
+CACHE_FORMAT = 1
+"""Part of every cache's address: raised when the same tokens would come out as other numbers."""
 
 
 @dataclass(frozen=True)
@@ -49,28 +56,46 @@ def run_job(job: ResolvedJob, phases: Phases) -> RunOutcome:
 
 
 def score_job(job: ResolvedJob, phases: Phases) -> ScoredManifest:
-    """The scored shards of the job's data, made if they are not there."""
-    spec, directory = job.spec, job.scored_directory
+    """The scored shards of the job's data, made if they are not there. Raises DataError for a log that cannot be used."""
+    records = read_log(job.log, phases)
+    require_usable(job.log, records)
     with phases.phase("score") as advance:
-        if files.is_committed(directory):
+        if files.is_committed(job.scored_directory):
             advance(1, 1, "was done already")
-            return load_scored(directory)
-        parse = ParseStage(directory / "quarantine-parse", spec.data.label_map, job.superseded)
-        scoring = ScoringJob(
-            directory=directory,
-            inputs=job.scoring_identity,
-            file_order=tuple(source.path for source in job.sources),
-            parse_quarantine=parse.quarantine,
-            model=_reference_model(job),
-            max_length=spec.training.max_length,
-            validation=spec.data.validation,
-            matching=spec.scoring.matching,
-            min_density_ratio=spec.scoring.min_density_ratio,
-            max_density_ratio=spec.scoring.max_density_ratio,
-            num_workers=spec.scoring.num_workers,
-            num_gpus=job.gpus_per_worker,
-        )
-        return score(read_records(job.sources, parse), scoring, advance)
+            return load_scored(job.scored_directory)
+        return score(job.log.directory, scoring_job(job), advance)
+
+
+def scoring_job(job: ResolvedJob) -> ScoringJob:
+    """The resolved spec as what a scoring run takes."""
+    scoring = job.spec.scoring
+    weighing = Weighing(
+        mode=scoring.matching,
+        target=scoring.target,
+        min_density_ratio=scoring.min_density_ratio,
+        max_density_ratio=scoring.max_density_ratio,
+        classifier=Path(scoring.classifier) if scoring.classifier else None,
+    )
+    return ScoringJob(
+        directory=job.scored_directory,
+        inputs=job.scoring_identity,
+        caches=caches_for(job),
+        model=_reference_model(job),
+        max_length=job.spec.training.max_length,
+        validation=job.spec.data.validation,
+        weighing=weighing,
+        num_workers=scoring.workers,
+        num_gpus=job.gpus_per_worker,
+    )
+
+
+def caches_for(job: ResolvedJob) -> Caches:
+    """Numbers that any job with the same reference model (and source of embeddings) may use again."""
+    named = job.embedding_fingerprint
+    reference = {"format": CACHE_FORMAT, "model": job.model_fingerprint, "bf16": job.bf16}
+    source = reference if named == BY_REFERENCE else {"format": CACHE_FORMAT, "embedder": named}
+    root = job.storage / "reference"
+    return Caches(root / f"logps-{files.digest(reference)}", root / f"prompts-{files.digest(source)}")
 
 
 def train_job(job: ResolvedJob, phases: Phases) -> None:
@@ -108,7 +133,7 @@ def evaluate_job(job: ResolvedJob, phases: Phases) -> dict[str, Any]:
                 dtype=job.dtype,
                 device=job.device,
                 threads=job.threads,
-                num_workers=spec.scoring.num_workers,
+                num_workers=spec.scoring.workers[1],
                 num_gpus=job.gpus_per_worker,
             )
             files.write_json(target, {"rows": held_out.rows, **held_out.metrics})
@@ -119,14 +144,7 @@ def evaluate_job(job: ResolvedJob, phases: Phases) -> dict[str, Any]:
 def register_job(job: ResolvedJob, evaluation: dict[str, Any]) -> ModelVersion:
     """The run's model as the next version of its name; a second call returns the same version."""
     scored = load_scored(job.scored_directory)
-    lineage = {
-        "run": job.run_directory.name,
-        "parent": job.spec.model.base,
-        "feedback": job.spec.data.feedback,
-        "scored": job.scored_directory.name,
-        "votes": {"read": scored.read, "kept": scored.kept, "drops": scored.drops},
-        "evaluation": evaluation,
-    }
+    lineage = lineage_of(job, scored, evaluation)
     card = model_card(job.spec, lineage, scored.matching)
     files.write_bytes(job.run_directory / "model" / "README.md", card.encode())
     return Registry(job.storage).register(job.spec.registry_name, job.run_directory / "model", lineage)
@@ -184,6 +202,7 @@ def _reference_model(job: ResolvedJob) -> ReferenceModel:
         device=job.device,
         max_tokens=int(job.spec.training.max_tokens_per_micro_batch),
         threads=job.threads,
+        embedding=job.spec.scoring.embedding,
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bco_ray.config import JobSpec, apply_overrides, dump_spec, load_spec, parse_spec
+from bco_ray.config import JobSpec, apply_overrides, dump_spec, load_spec, parse_data, parse_spec
 from bco_ray.errors import SpecError
 
 SMALLEST = "name: bot\nmodel: {base: /m}\ndata: {feedback: logs/*.jsonl}\n"
@@ -45,6 +45,11 @@ def test_adapter_none_and_numbers_as_label_spellings(tmp_path: Path) -> None:
         ("model.adapter={rank: 3}", r"unknown key model.adapter.rank"),
         ("nonsense.x=1", "unknown key nonsense"),
         ("training.num_workers=0", "training.num_workers"),
+        ("scoring.num_workers=[4, 2]", r"num_workers: \[least, most\] must be in that order"),
+        ("scoring.num_workers=0", "scoring.num_workers"),
+        ("data.conflicts=vote", "data.conflicts"),
+        ("data.max_votes_per_user=0", "data.max_votes_per_user"),
+        ("data.format={map: {}}", "data.format.map"),
         ("training.deepspeed.zero_stage=7", "zero_stage"),
         ("scoring.min_density_ratio=20", "min_density_ratio must not exceed"),
         ("name=a/b", "name: String should match"),
@@ -81,6 +86,13 @@ def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"nowhere.yaml: no such spec file"):
         load_spec(tmp_path / "nowhere.yaml")
+
+
+def test_the_data_section_alone() -> None:
+    data = parse_data({"feedback": ["a.jsonl"]}, ["data.label_map={'meh': null}", "data.validation=0"])
+    assert (data.feedback, data.label_map, data.validation) == (["a.jsonl"], {"meh": None}, 0.0)
+    with pytest.raises(SpecError, match="only data"):
+        parse_data({"feedback": ["a.jsonl"]}, ["training.seed=1"])
 
 
 def test_overrides_leave_the_original_alone() -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bco_ray.config import DataSpec
+from bco_ray.feedback import records
 from bco_ray.feedback.identity import bucket_of
 from bco_ray.feedback.records import copy_records
 from bco_ray.pipeline.data import check_log, import_log
@@ -144,6 +145,18 @@ def test_answers_and_votes_apart_are_joined(storage: Path) -> None:
         number = int(row["response_id"].removeprefix("chatcmpl-"))
         assert json.loads(row["completion"]) == [{"role": "assistant", "content": f"Answer {number}"}]
         assert (row["label"], row["model"]) == (number % 3 == 0, "bot/1")
+
+
+def test_one_block_or_a_shuffle_give_the_same_bytes(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small log is settled in one block, a large one (and here the same) through the shuffles, cap included."""
+    log = (storage / "answers.jsonl.gz", storage / "ratings.jsonl", write(storage / "both.jsonl", votes(700)))
+    directory, manifest = read(storage, *log, max_votes_per_user=20)
+    first = {part.file: (directory / part.file).read_bytes() for part in manifest.parts}
+    assert manifest.drops["over_user_cap"] > 0
+    (directory / files.MANIFEST).unlink()
+    monkeypatch.setattr(records, "ONE_BLOCK_BYTES", 0)
+    assert read(storage, *log, max_votes_per_user=20) == (directory, manifest)
+    assert {part.file: (directory / part.file).read_bytes() for part in manifest.parts} == first
 
 
 def test_refused_rows_name_their_place(storage: Path) -> None:

@@ -13,13 +13,15 @@ from bco_ray.pipeline.resolve import ResolvedJob, resolve
 from bco_ray.storage import files
 from bco_ray.testing.tiny import write_tiny_model
 
+ROW = '{"prompt": "q", "completion": "a", "label": true}\n'
+
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     write_tiny_model(tmp_path / "base")
     for name in ("a.jsonl", "b.jsonl"):
-        (tmp_path / name).write_text("{}\n")
+        (tmp_path / name).write_text(ROW)
 
     def resolved(*overrides: str) -> ResolvedJob:
         values = "name: bot\nmodel: {base: ./base}\ndata: {feedback: ['*.jsonl']}\noutput: {storage: store}\n"
@@ -34,14 +36,14 @@ def test_nothing_is_left_to_guess(make: Any, tmp_path: Path, monkeypatch: pytest
     assert job.spec.data.feedback == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
     assert job.spec.training.learning_rate == 1e-6
     assert job.spec.training.precision == "fp32"
-    (tmp_path / "c.jsonl").write_text("{}\n")
+    (tmp_path / "c.jsonl").write_text(ROW)
     monkeypatch.chdir("/")
     again = resolve(parse_spec(job.spec.model_dump(), where="resolved"))
     assert again.run_directory == job.run_directory
 
 
 def test_overlapping_entries_read_a_file_once(make: Any) -> None:
-    assert make("data.feedback=[a.jsonl, '*.jsonl']").sources == make().sources
+    assert make("data.feedback=[a.jsonl, '*.jsonl']").log.sources == make().log.sources
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,10 @@ def test_overlapping_entries_read_a_file_once(make: Any) -> None:
         ("scoring.matching=on", True, True),
         ("data.validation=0.2", True, True),
         ("data.feedback=a.jsonl", True, True),
+        ("data.conflicts=majority", True, True),
+        ("data.format=canonical", False, False),
+        ("scoring.num_workers=[0, 4]", False, False),
+        ("scoring.target=mixture", True, True),
     ],
 )
 def test_addresses_change_with_what_changes_the_result(

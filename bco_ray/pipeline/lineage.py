@@ -1,0 +1,54 @@
+"""What a model version descends from: everything that went into it, by content address, and what came out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import bco_ray
+from bco_ray.storage import files
+from bco_ray.storage.export import load_manifest
+from bco_ray.storage.records import load_records
+
+if TYPE_CHECKING:
+    from bco_ray.pipeline.resolve import ResolvedJob
+    from bco_ray.storage.scored import ScoredManifest
+
+CLASSES = ("train_chosen", "train_rejected", "validation_chosen", "validation_rejected")
+
+
+def lineage_of(job: ResolvedJob, scored: ScoredManifest, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """`lineage.json` of the version that a finished run becomes. Raises StorageError if something it names is gone."""
+    records = load_records(job.log.directory)
+    return {
+        "run": job.run_directory.name,
+        "parent": job.spec.model.base,
+        "parent_fingerprint": job.model_fingerprint,
+        "spec": files.digest(job.spec.model_dump(mode="json")),
+        "feedback": list(job.spec.data.feedback),
+        "watermarks": _watermarks(job),
+        "sources": [{"path": s.path, "bytes": s.bytes, "format": s.format} for s in job.log.sources],
+        "records": {"directory": job.log.directory.name, **records.model_dump(include=_COUNTS)},
+        "scored": job.scored_directory.name,
+        "shards": _shard_digests(job, scored),
+        "votes": {"read": scored.read, "kept": scored.kept, "drops": scored.drops},
+        "classes": {name: scored.count(name) for name in CLASSES},
+        "matching": {k: v for k, v in scored.matching.items() if v is None or isinstance(v, str | int | float)},
+        "evaluation": evaluation,
+        "bco_ray": bco_ray.__version__,
+    }
+
+
+_COUNTS = {"read", "kept", "drops", "answers"}
+
+
+def _watermarks(job: ResolvedJob) -> dict[str, int]:
+    """The last event of the server's own log in each manifest that the spec pins, by its entry (`feedback:3`)."""
+    own = [entry for entry in job.spec.data.feedback if entry.startswith("feedback:")]
+    directory = job.storage / "feedback"
+    return {entry: load_manifest(directory, int(entry.partition(":")[2])).watermark for entry in own}
+
+
+def _shard_digests(job: ResolvedJob, scored: ScoredManifest) -> dict[str, str]:
+    """As they were committed."""
+    listed = files.read_json(job.scored_directory / files.MANIFEST)["files"]
+    return {shard.file: listed[shard.file]["sha256"] for shard in scored.shards}
