@@ -24,11 +24,13 @@ def check(
     format_: FormatName = "auto",
     set_: Overrides = NONE,
     storage: Annotated[Path | None, typer.Option("--storage", help="Keep the records and refused rows here.")] = None,
+    page: Annotated[Path | None, typer.Option("--report", help="Write report.html, .json and .png here.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Is this log good for training? No model, no GPU: counts, drops, labels, lengths, voters. Exit 1 if unusable."""
     from bco_ray.cli.data_view import show_check
     from bco_ray.pipeline.data import check_log
+    from bco_ray.pipeline.report import DataReport, write_report
 
     with tempfile.TemporaryDirectory(prefix="bco-check-") as scratch:
         result = check_log(_data(logs, format_, set_), storage or Path(scratch), Phases())
@@ -36,6 +38,8 @@ def check(
         finish(result.as_json(), as_json)
     else:
         show_check(result, console)
+    if page:
+        console.print(f"[dim]{write_report(DataReport(result), page)['html']}[/]", highlight=False, soft_wrap=True)
     if not result.verdict.usable:
         raise typer.Exit(1)
 

@@ -108,21 +108,28 @@ class WeightSums:
     histogram: tuple[int, ...] = (0,) * _BINS
 
     @classmethod
-    def of(cls, ratio_N: ArrayLike, *, low: float = 0.0, high: float = math.inf) -> WeightSums:
-        """Sums over the ratios clamped to [low, high], and how many lay outside. Raises ValueError on NaN or < 0."""
+    def of(
+        cls, ratio_N: ArrayLike, *, low: float = 0.0, high: float = math.inf, count_N: ArrayLike | None = None
+    ) -> WeightSums:
+        """Sums over the ratios clamped to [low, high], and how many lay outside. Raises ValueError on NaN or < 0.
+
+        `count_N`: each ratio stands for so many rows, a whole number, 0 for none.
+        """
         ratio = np.asarray(ratio_N, dtype=np.float64).ravel()
+        count = np.ones(ratio.size) if count_N is None else np.asarray(count_N, dtype=np.float64).ravel()
+        ratio, count = ratio[count > 0], count[count > 0]
         if not np.all(ratio >= 0):
             raise ValueError("a weight is negative or NaN")
         weights = np.clip(ratio, low, high)
         return cls(
-            count=weights.size,
-            total=float(weights.sum()),
-            square_total=float(np.square(weights).sum()),
-            clamped_low=int((ratio < low).sum()),
-            clamped_high=int((ratio > high).sum()),
+            count=int(count.sum()),
+            total=float((count * weights).sum()),
+            square_total=float((count * np.square(weights)).sum()),
+            clamped_low=int(count[ratio < low].sum()),
+            clamped_high=int(count[ratio > high].sum()),
             least=float(weights.min(initial=math.inf)),
             greatest=float(weights.max(initial=-math.inf)),
-            histogram=tuple(np.bincount(_bin_of(weights), minlength=_BINS).tolist()),
+            histogram=tuple(np.bincount(_bin_of(weights), weights=count, minlength=_BINS).astype(int).tolist()),
         )
 
     def merge(self, other: WeightSums) -> WeightSums:

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Blocks = Callable[[], Iterable[tuple[ArrayLike, ArrayLike]]]
-"""Called once per pass; each call yields the same blocks (X_ND, y_N), y bool or 0/1."""
+"""Called once per pass; each call yields the same blocks (X_ND, y_N), y bool or 0/1; or (X_ND, count_N2): a row that
+stands for so many rows with label 0, so many with label 1."""
 
 _SUFFICIENT_DECREASE = 1e-4
 _SMALLEST_STEP = 2.0**-40
@@ -71,8 +72,8 @@ def fit_logistic(
 def mean_log_loss(model: LogisticModel, blocks: Blocks) -> float:
     """Log-loss per row with both classes counting half: what to compare on held-out rows when choosing C."""
     scale_by_class = 1 / (2 * _count(blocks))
-    signed = ((_sign(y_N) * model.logits(X_ND), np.asarray(y_N) == 1) for X_ND, y_N in blocks())
-    return float(sum((np.logaddexp(0, -m_N) * scale_by_class[up_N.astype(int)]).sum() for m_N, up_N in signed))
+    weighed = ((model.logits(X_ND), _counts(y_N) * scale_by_class) for X_ND, y_N in blocks())
+    return float(sum(w_N2[:, 0] @ np.logaddexp(0, z_N) + w_N2[:, 1] @ np.logaddexp(0, -z_N) for z_N, w_N2 in weighed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ def _evaluate(blocks: Blocks, point_E: Floats | None, scale_by_class: Floats) ->
     for X_ND, y_N in blocks():
         X_NE = _with_intercept(X_ND)
         here = _penalty(np.zeros(X_NE.shape[1]) if point_E is None else point_E) if here is None else here
-        here = _add_block(here, X_NE, np.asarray(y_N) == 1, scale_by_class)
+        here = _add_block(here, X_NE, _counts(y_N) * scale_by_class)
     assert here is not None, "_count has seen rows"
     return here
 
@@ -103,13 +104,12 @@ def _penalty(point_E: Floats) -> _Point:
     return _Point(point_E, 0.5 * float(gradient_E @ point_E), gradient_E, np.diag(penalised_E))
 
 
-def _add_block(here: _Point, X_NE: Floats, up_N: NDArray[np.bool_], scale_by_class: Floats) -> _Point:
-    scale_N = scale_by_class[up_N.astype(int)]
-    margins_N = np.where(up_N, 1.0, -1.0) * (X_NE @ here.point_E)
-    wrong_N = np.exp(-np.logaddexp(0, margins_N))
-    gradient_E = X_NE.T @ (np.where(up_N, -1.0, 1.0) * scale_N * wrong_N)
-    hessian_EE = (X_NE * (scale_N * wrong_N * (1 - wrong_N))[:, None]).T @ X_NE
-    value = float(scale_N @ np.logaddexp(0, -margins_N))
+def _add_block(here: _Point, X_NE: Floats, weight_N2: Floats) -> _Point:
+    logit_N = X_NE @ here.point_E
+    down_N, up_N = np.logaddexp(0, logit_N), np.logaddexp(0, -logit_N)
+    gradient_E = X_NE.T @ (weight_N2[:, 0] * np.exp(-up_N) - weight_N2[:, 1] * np.exp(-down_N))
+    hessian_EE = (X_NE * (weight_N2.sum(1) * np.exp(-up_N - down_N))[:, None]).T @ X_NE
+    value = float(weight_N2[:, 0] @ down_N + weight_N2[:, 1] @ up_N)
     return _Point(here.point_E, here.value + value, here.gradient_E + gradient_E, here.hessian_EE + hessian_EE)
 
 
@@ -137,13 +137,9 @@ def _count(blocks: Blocks) -> Floats:
     """Rows with label 0 and with label 1, after looking at every row once."""
     count_by_class = np.zeros(2)
     for X_ND, y_N in blocks():
-        y = np.asarray(y_N)
-        up, down = int((y == 1).sum()), int((y == 0).sum())
-        if up + down != y.size:
-            raise ValueError("a label is neither 0 nor 1")
+        count_by_class += _counts(y_N).sum(0)
         if not np.isfinite(np.asarray(X_ND, dtype=np.float64)).all():
             raise ValueError("a feature is NaN or infinite")
-        count_by_class += (down, up)
     if count_by_class.min() == 0:
         down, up = count_by_class.astype(int)
         raise ValueError(f"a classifier needs rows of both labels, got {up} thumbs-up and {down} thumbs-down")
@@ -155,8 +151,14 @@ def _with_intercept(X_ND: ArrayLike) -> Floats:
     return np.concatenate([X, np.ones((len(X), 1))], axis=1)
 
 
-def _sign(y_N: ArrayLike) -> Floats:
-    return np.where(np.asarray(y_N) == 1, 1.0, -1.0)
+def _counts(y_N: ArrayLike) -> Floats:
+    """(N, 2): rows with label 0 and with label 1 that a row stands for."""
+    y = np.asarray(y_N)
+    if y.ndim == 2:
+        return y.astype(np.float64)
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("a label is neither 0 nor 1")
+    return np.stack([y == 0, y == 1], axis=1).astype(np.float64)
 
 
 def _model(point_E: Floats) -> LogisticModel:

@@ -93,7 +93,7 @@ def caches_for(job: ResolvedJob) -> Caches:
     """Numbers that any job with the same reference model (and source of embeddings) may use again."""
     named = job.embedding_fingerprint
     reference = {"format": CACHE_FORMAT, "model": job.model_fingerprint, "bf16": job.bf16}
-    source = reference if named == BY_REFERENCE else {"format": CACHE_FORMAT, "embedder": named}
+    source = reference if named == BY_REFERENCE else {"format": CACHE_FORMAT, "embedder": named, "bf16": job.bf16}
     root = job.storage / "reference"
     return Caches(root / f"logps-{files.digest(reference)}", root / f"prompts-{files.digest(source)}")
 

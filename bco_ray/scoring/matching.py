@@ -1,29 +1,38 @@
-"""Distribution matching: how much a thumbs-down counts, by how much its prompt looks like those that get thumbs-up.
+"""Distribution matching: how much a thumb counts, by how much its prompt looks like those that get the other thumb.
 
 A logistic classifier on prompt embeddings estimates p+(x) / p-(x) (spec 1.7). Prompts are dealt to K folds by their
-hash and each fold's rows are weighed by the model that never saw that fold, so no row is judged by a classifier that
+hash and each fold's prompts are weighed by the model that never saw that fold, so none is judged by a classifier that
 was fitted on it. Everything stored is plain numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from bco_ray.objective.density import WeightSums, auc, auc_standard_error, density_ratio_from_logits
-from bco_ray.objective.logistic import LogisticModel, fit_logistic, mean_log_loss
+from bco_ray.objective.density import auc_standard_error
+from bco_ray.objective.histogram import ScoreHistogram
+from bco_ray.objective.logistic import LogisticModel
+from bco_ray.scoring.matching_fit import draw_sample, fit_folds, survey_shards
+from bco_ray.scoring.matching_passes import FOLDS, Each, Survey, embeddings, in_process
+from bco_ray.scoring.matching_weights import Matching, Target, Weighed, histogram_of, weigh
 
-FOLDS = 5
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""Inverse L2 strengths C to choose from on held-out log-loss."""
-ROWS_PER_CLASS = 20_000
+__all__ = [
+    "DensityReport",
+    "Each",
+    "Matching",
+    "Mode",
+    "Target",
+    "apply_matching",
+    "embeddings",
+    "fit_matching",
+    "in_process",
+]
+
 LEAST_AUC = 0.55
 LEAST_ESS = 0.10
 
@@ -31,41 +40,19 @@ Mode = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
-class Matching:
-    """The fitted ratio: K fold models on centred unit-length embeddings, and one calibration of their logits."""
-
-    mean_D: np.ndarray
-    folds: tuple[LogisticModel, ...]
-    calibration: LogisticModel
-    min_density_ratio: float
-    max_density_ratio: float
-
-    def logits(self, embedding_ND: np.ndarray, prompt_hash_N: np.ndarray) -> np.ndarray:
-        """Out-of-fold log density ratio per row (N,)."""
-        raw_N = fold_logits(features(embedding_ND, self.mean_D), prompt_hash_N, self.folds)
-        return self.calibration.logits(raw_N[:, None])
-
-    def clamped_ratio(self, embedding_ND: np.ndarray, prompt_hash_N: np.ndarray) -> np.ndarray:
-        """p+(x) / p-(x) per row, clamped, not yet divided by its mean."""
-        return density_ratio_from_logits(
-            self.logits(embedding_ND, prompt_hash_N),
-            n_chosen=1,
-            n_rejected=1,
-            balanced=True,
-            min_density_ratio=self.min_density_ratio,
-            max_density_ratio=self.max_density_ratio,
-            normalise="none",
-        )
-
-
-@dataclass(frozen=True)
 class DensityReport:
-    """What the matching stage found and did; `reason` says why weights were applied or left at 1."""
+    """What the matching stage found and did; `reason` says why weights were applied or left at 1.
+
+    Weights' quantiles are those of thumbs-down rows, divided by their mean; `weight_mean` is that mean. `clamped_*` and
+    `ess_fraction` speak of all rows that are weighted (the worse class where both are). `prompts_most_like_other`:
+    {prompt_hash, label: up|down, like_other: bool, log_ratio}, the prompts most and least like the other class's.
+    """
 
     mode: Mode
+    target: Target
     applied: bool
     reason: str
-    rows_fitted: int
+    rows_fitted: int = 0
     auc: float | None = None
     auc_low: float | None = None
     auc_high: float | None = None
@@ -77,141 +64,104 @@ class DensityReport:
     clamped_low: int = 0
     clamped_high: int = 0
     ess_fraction: float | None = None
+    warnings: tuple[str, ...] = ()
+    prompts_most_like_other: tuple[dict[str, Any], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for the manifest."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Train rows to fit on: embeddings (N, D), prompt hashes (N,), labels (N,)."""
-
-    embedding_ND: np.ndarray
-    prompt_hash_N: np.ndarray
-    label_N: np.ndarray
+        return asdict(self) | {
+            "warnings": list(self.warnings),
+            "prompts_most_like_other": list(self.prompts_most_like_other),
+        }
 
 
 def fit_matching(
-    shards: list[Path], *, mode: Mode, min_density_ratio: float, max_density_ratio: float
-) -> tuple[Matching | None, DensityReport, float]:
-    """Fit on the shards' train rows. Returns the ratio to apply (None: weights stay 1), a report, and the mean ratio.
+    shards: Sequence[Path],
+    *,
+    mode: Mode,
+    target: Target,
+    min_density_ratio: float,
+    max_density_ratio: float,
+    each: Each = in_process,
+) -> tuple[Matching | None, DensityReport]:
+    """Fit on the train prompts of PROMPTS files. Returns the ratio to apply (None: weights stay 1) and a report.
 
-    The mean is over all thumbs-down train rows and is what weights are divided by, so that they average 1.
+    `each` reads the shards, here or on a cluster; memory holds a bounded sample of prompts, however many there are.
+    Raises DataError where an embedding is not finite.
     """
-    sample = draw_sample(shards)
-    distinct = [len(np.unique(sample.prompt_hash_N[sample.label_N == label])) for label in (True, False)]
-    if mode == "off" or min(distinct) < 2 * FOLDS:
-        reason = "matching is off" if mode == "off" else f"only {min(distinct)} distinct prompts in one class"
-        return None, DensityReport(mode, False, reason, len(sample.label_N)), 1.0
-    matching, strength, logit_N = _fit(sample, min_density_ratio, max_density_ratio)
-    area = auc(logit_N, sample.label_N)
-    error = auc_standard_error(area, *distinct)  # rows with the same prompt are one observation of it
-    sums = _ratio_sums(shards, matching)
-    applied, reason = _decide(mode, area, area - 1.96 * error, sums.ess_fraction)
+    if mode == "off":
+        return None, DensityReport(mode, target, False, "matching is off")
+    survey = survey_shards(shards, each)
+    lack = _lack(survey)
+    if lack:
+        return None, DensityReport(mode, target, False, lack)
+    fit = fit_folds(shards, survey, draw_sample(shards, survey, each), each=each)
+    folds = tuple(LogisticModel(point_E[:-1], float(point_E[-1])) for point_E in fit.minimum.point_EK.T)
+    bare = Matching(fit.mean_D, folds, _identity(), target, min_density_ratio, max_density_ratio)
+    histogram = histogram_of(bare, shards, each)
+    calibration, warnings = _calibrated(histogram)
+    if not fit.minimum.converged:
+        warnings += (f"the classifier's fit was stopped after {fit.minimum.passes} passes; its ratios are approximate",)
+    matching = replace(bare, calibration=calibration)
+    return _judged(matching, survey, histogram, weigh(matching, shards, each), mode, fit.strength, warnings)
+
+
+def apply_matching(
+    shards: Sequence[Path], matching: Matching, *, mode: Mode = "on", each: Each = in_process
+) -> tuple[Matching | None, DensityReport]:
+    """A classifier fitted earlier on these prompts: only the means that weights are divided by are taken anew.
+
+    A prompt that the fit has seen is still weighed by the model that has not seen it. Raises DataError if the
+    embeddings have another width.
+    """
+    if mode == "off":
+        return None, DensityReport(mode, matching.target, False, "matching is off")
+    survey = survey_shards(shards, each)
+    if min(survey.distinct) == 0:
+        return None, DensityReport(mode, matching.target, False, _too_few(survey))
+    return _judged(
+        matching, survey, histogram_of(matching, shards, each), weigh(matching, shards, each), mode, None, ()
+    )
+
+
+def _judged(
+    matching: Matching,
+    survey: Survey,
+    histogram: ScoreHistogram,
+    weighed: Weighed,
+    mode: Mode,
+    strength: float | None,
+    warnings: tuple[str, ...],
+) -> tuple[Matching | None, DensityReport]:
+    area = histogram.auc()
+    margin = 1.96 * auc_standard_error(area, survey.distinct[1], survey.distinct[0])  # votes on a prompt are one look
+    ess = min(weighed.rejected.ess_fraction, weighed.chosen.ess_fraction)
+    applied, reason = _decide(mode, area, area - margin, ess)
+    if applied and ess < LEAST_ESS:
+        warnings += (f"{_little(ess)}; lower scoring.max_density_ratio or set scoring.target: mixture",)
+    mean = weighed.rejected.mean
     report = DensityReport(
         mode=mode,
+        target=matching.target,
         applied=applied,
         reason=reason,
-        rows_fitted=len(sample.label_N),
+        rows_fitted=int(survey.count_F2.sum()) if strength is not None else 0,
         auc=area,
-        auc_low=area - 1.96 * error,
-        auc_high=area + 1.96 * error,
+        auc_low=area - margin,
+        auc_high=area + margin,
         strength=strength,
-        weight_mean=sums.mean,
-        weight_p10=sums.quantile(0.1) / sums.mean,
-        weight_p50=sums.quantile(0.5) / sums.mean,
-        weight_p90=sums.quantile(0.9) / sums.mean,
-        clamped_low=sums.clamped_low,
-        clamped_high=sums.clamped_high,
-        ess_fraction=sums.ess_fraction,
+        weight_mean=mean,
+        weight_p10=weighed.rejected.quantile(0.1) / mean,
+        weight_p50=weighed.rejected.quantile(0.5) / mean,
+        weight_p90=weighed.rejected.quantile(0.9) / mean,
+        clamped_low=weighed.ratio.clamped_low,
+        clamped_high=weighed.ratio.clamped_high,
+        ess_fraction=ess,
+        warnings=warnings,
+        prompts_most_like_other=_look_alikes(weighed),
     )
-    return (matching if applied else None), report, sums.mean
-
-
-def draw_sample(shards: Iterable[Path], rows_per_class: int = ROWS_PER_CLASS) -> Sample:
-    """Up to `rows_per_class` train rows of each class, one shard in memory at a time.
-
-    Which rows is decided by their prompt's hash (the smallest are kept), so the sample does not depend on order.
-    """
-    kept: dict[bool, Sample] = {}
-    for path in shards:
-        rows = pq.read_table(path, columns=["split", "label", "prompt_hash", "embedding"])
-        rows = rows.filter(pc.equal(rows["split"], "train"))
-        if rows.num_rows == 0:
-            continue
-        shard = Sample(
-            embeddings(rows),
-            rows["prompt_hash"].to_numpy(),
-            rows["label"].to_numpy(zero_copy_only=False),
-        )
-        for label in (True, False):
-            mine = _take(shard, shard.label_N == label)
-            kept[label] = _smallest(_concat(kept[label], mine) if label in kept else mine, rows_per_class)
-    return _concat(kept[True], kept[False])
-
-
-def embeddings(rows: pa.Table) -> np.ndarray:
-    """The embedding column as (N, D) float32."""
-    column = rows["embedding"].combine_chunks()
-    return np.asarray(column.flatten()).reshape(len(column), -1)
-
-
-def features(embedding_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
-    """Centred (the chat template's constant part goes) and of unit length, float64."""
-    centred = embedding_ND.astype(np.float64) - mean_D
-    unit_ND: np.ndarray = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    return unit_ND
-
-
-def fold_of(prompt_hash_N: np.ndarray) -> np.ndarray:
-    """Fold 0..K-1 per row; rows with equal prompts share it."""
-    return np.asarray(prompt_hash_N % FOLDS)
-
-
-def fold_logits(features_ND: np.ndarray, prompt_hash_N: np.ndarray, folds: tuple[LogisticModel, ...]) -> np.ndarray:
-    """Each row's logit by the model of its own fold, which was fitted without it."""
-    all_KN = np.stack([model.logits(features_ND) for model in folds])
-    return np.asarray(all_KN[fold_of(prompt_hash_N), np.arange(len(features_ND))])
-
-
-def _fit(sample: Sample, low: float, high: float) -> tuple[Matching, float, np.ndarray]:
-    """Choose C by out-of-fold log-loss, then calibrate: scale the out-of-fold logits to be log ratios."""
-    mean_D = sample.embedding_ND.astype(np.float64).mean(0)
-    features_ND = features(sample.embedding_ND, mean_D)
-    candidates = {C: _fit_folds(features_ND, sample, C) for C in STRENGTHS}
-    logits = {C: fold_logits(features_ND, sample.prompt_hash_N, folds) for C, folds in candidates.items()}
-    best = min(STRENGTHS, key=lambda C: _loss_of_logits(logits[C], sample.label_N))
-    calibration = fit_logistic(lambda: [(logits[best][:, None], sample.label_N)], C=1e6)
-    matching = Matching(mean_D, candidates[best], calibration, low, high)
-    return matching, best, calibration.logits(logits[best][:, None])
-
-
-def _loss_of_logits(logit_N: np.ndarray, label_N: np.ndarray) -> float:
-    return mean_log_loss(LogisticModel(np.ones(1), 0.0), lambda: [(logit_N[:, None], label_N)])
-
-
-def _fit_folds(features_ND: np.ndarray, sample: Sample, C: float) -> tuple[LogisticModel, ...]:
-    fold_N = fold_of(sample.prompt_hash_N)
-
-    def without(fold: int) -> LogisticModel:
-        rest_N = fold_N != fold
-        return fit_logistic(lambda: [(features_ND[rest_N], sample.label_N[rest_N])], C=C)
-
-    return tuple(without(fold) for fold in range(FOLDS))
-
-
-def _ratio_sums(shards: Iterable[Path], matching: Matching) -> WeightSums:
-    """Over all thumbs-down train rows, shard by shard in name order."""
-    sums = WeightSums()
-    for path in shards:
-        rows = pq.read_table(path, columns=["split", "label", "prompt_hash", "embedding"])
-        rows = rows.filter(pc.and_(pc.equal(rows["split"], "train"), pc.invert(rows["label"])))
-        if rows.num_rows:
-            ratio_N = np.exp(matching.logits(embeddings(rows), rows["prompt_hash"].to_numpy()))
-            low, high = matching.min_density_ratio, matching.max_density_ratio
-            sums = sums.merge(WeightSums.of(ratio_N, low=low, high=high))
-    return sums
+    normalised = replace(matching, chosen_mean=weighed.chosen.mean, rejected_mean=mean)
+    return (normalised if applied else None), report
 
 
 def _decide(mode: Mode, area: float, auc_low: float, ess: float) -> tuple[bool, str]:
@@ -223,27 +173,42 @@ def _decide(mode: Mode, area: float, auc_low: float, ess: float) -> tuple[bool, 
             f"prompts of ups and downs look alike (held-out AUC {area:.3f}, needs {LEAST_AUC} and above chance)",
         )
     if ess < LEAST_ESS:
-        return (
-            False,
-            f"the weights would keep only {ess:.0%} of the thumbs-down rows' information (effective sample size)",
-        )
+        return False, _little(ess)
     return True, f"prompts of ups and downs differ (held-out AUC {area:.3f})"
 
 
-def _take(sample: Sample, mask_N: np.ndarray) -> Sample:
-    return Sample(sample.embedding_ND[mask_N], sample.prompt_hash_N[mask_N], sample.label_N[mask_N])
+def _little(ess: float) -> str:
+    return f"the weights would keep only {ess:.0%} of the rows' information (effective sample size)"
 
 
-def _concat(first: Sample, second: Sample) -> Sample:
-    return Sample(
-        np.concatenate([first.embedding_ND, second.embedding_ND]),
-        np.concatenate([first.prompt_hash_N, second.prompt_hash_N]),
-        np.concatenate([first.label_N, second.label_N]),
+def _calibrated(histogram: ScoreHistogram) -> tuple[LogisticModel, tuple[str, ...]]:
+    """Scales out-of-fold logits to be log ratios; where they point the wrong way nothing is known and the ratio is 1."""
+    calibration = histogram.calibration()
+    if calibration.coef_D[0] > 0:
+        return calibration, ()
+    warning = "held-out prompts contradict the classifier (it has found nothing but noise); all ratios are set to 1"
+    return LogisticModel(np.zeros(1), 0.0), (warning,)
+
+
+def _look_alikes(weighed: Weighed) -> tuple[dict[str, Any], ...]:
+    """Most like the other class first, for thumbs-down and then for thumbs-up."""
+    return tuple(
+        {"prompt_hash": prompt_hash, "label": label, "like_other": like_other, "log_ratio": sign * likeness}
+        for (label, sign), ends in zip((("down", 1), ("up", -1)), weighed.likest, strict=True)
+        for like_other, pairs in ((True, ends[1][::-1]), (False, ends[0]))
+        for likeness, prompt_hash in pairs
     )
 
 
-def _smallest(sample: Sample, count: int) -> Sample:
-    if len(sample.label_N) <= count:
-        return sample
-    order = np.argsort(sample.prompt_hash_N, kind="stable")[:count]
-    return _take(sample, np.sort(order))
+def _lack(survey: Survey) -> str:
+    """What keeps the fold models from being fitted, or nothing."""
+    outside_F2 = survey.count_F2.sum(axis=0) - survey.count_F2
+    return _too_few(survey) if min(survey.distinct) < 2 * FOLDS or outside_F2.min() < 1 else ""
+
+
+def _too_few(survey: Survey) -> str:
+    return f"only {min(survey.distinct)} distinct prompts in one class"
+
+
+def _identity() -> LogisticModel:
+    return LogisticModel(np.ones(1), 0.0)

@@ -1,9 +1,13 @@
-"""The reference pass: one forward of the frozen model yields log-probability and prompt embedding of every row."""
+"""The reference pass: one forward of the frozen model gives log-probability and prompt embedding of what is not cached.
+
+Shapes: B rows of a batch, T tokens, D hidden width.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,72 +16,118 @@ import torch
 from torch import Tensor
 
 from bco_ray.models.batching import pad, token_budget_batches
+from bco_ray.models.embedder import Embedder
 from bco_ray.models.loading import load_frozen
 from bco_ray.models.policy import Policy
-from bco_ray.schema import REFERENCE
-from bco_ray.storage.quarantine import Quarantine
+from bco_ray.scoring.cache import Values
+from bco_ray.scoring.parts import Caches, Known, Workplace, read_tokens
 
 EMBEDDING_WIDTH = 256
 """Wider hidden states are projected onto this many random directions; distances survive, storage does not grow."""
 
+BY_REFERENCE = "reference"
+"""As the name of the embedding model: the reference model's own states, from the same forward."""
+
 
 @dataclass(frozen=True)
 class ReferenceModel:
-    """Which model scores, and how."""
+    """Which model scores, and how. `embedding` is BY_REFERENCE or the directory of an embedding model."""
 
     directory: str
     dtype: str
     device: str
     max_tokens: int
     threads: int
+    embedding: str = BY_REFERENCE
 
 
 class ReferenceScorer:
-    """A Ray Data actor: holds the frozen model and adds `reference_logp` and `embedding` to blocks of TOKENS.
+    """A Ray Data actor that finishes parts which PrepareStage left pending.
 
-    A row whose log-probability is not finite would spoil every step it is in; it goes to `quarantine`.
+    Models are loaded when there is first something to compute with them.
     """
 
-    def __init__(self, model: ReferenceModel, quarantine: Path) -> None:
+    def __init__(self, model: ReferenceModel, caches: Caches, workplace: Workplace) -> None:
         torch.set_num_threads(model.threads)
-        self.device = torch.device(model.device)
-        self.policy = Policy(load_frozen(model.directory, dtype=getattr(torch, model.dtype))).to(self.device)
-        self.policy.check_head()
-        self.max_tokens = model.max_tokens
-        self.quarantine = Quarantine(quarantine)
+        self.model = model
+        self.caches = caches
+        self.workplace = workplace
 
-    def __call__(self, tokens: pa.Table) -> pa.Table:
-        """One block in (TOKENS), one out (REFERENCE), rows in the same order."""
-        if not tokens.num_rows:
-            return pa.Table.from_pylist([], schema=REFERENCE)
-        scored, usable_N = self._score_block(tokens)
-        refused = [
-            {"file": row["file"], "position": row["position"], "reason": "non_finite_reference",
-             "detail": "the reference model's log-probability or embedding is not finite", "raw": b""}
-            for row in tokens.select(["file", "position"]).filter(pa.array(~usable_N)).to_pylist()
-        ]  # fmt: skip
-        self.quarantine.write((tokens["file"][0].as_py(), tokens["position"][0].as_py()), tokens.num_rows, refused)
-        return scored.filter(pa.array(usable_N))
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """`item` names the part and is returned. A task that is tried again may find its part finished."""
+        if self.workplace.done(item["file"]) is None:
+            tokens = read_tokens(self.workplace.tokens(item["file"]))
+            known = self.caches.find(tokens)  # again: another job may have been quicker
+            fresh = self.compute(tokens, known)
+            self.caches.add(tokens, fresh)
+            self.workplace.finish(item["file"], tokens, known.merge(fresh), computed=len(fresh.logps))
+        return item
 
-    def _score_block(self, tokens: pa.Table) -> tuple[pa.Table, np.ndarray]:
-        """The block with its two new columns, and which rows are finite (N,)."""
-        logps = np.empty(tokens.num_rows, dtype=np.float32)
-        embeddings: list[Any] = [None] * tokens.num_rows
-        ids, masks = _rows(tokens["input_ids"]), _rows(tokens["completion_mask"])
-        for batch in token_budget_batches([len(row) for row in ids], self.max_tokens):
-            logps_B, embedding_BD = self._score([ids[i] for i in batch], [masks[i] for i in batch])
-            logps[batch] = logps_B.numpy()
-            for i, embedding_D in zip(batch, embedding_BD.numpy(), strict=True):
-                embeddings[i] = embedding_D
-        columns = [*tokens.columns, pa.array(logps), pa.array(embeddings, pa.list_(pa.float32()))]
-        usable_N = np.isfinite(logps) & np.isfinite(np.stack(embeddings)).all(1)
-        return pa.table(columns, schema=REFERENCE), usable_N
+    def compute(self, tokens: pa.Table, known: Known) -> Known:
+        """What `known` lacks for these KEYED rows; each distinct row and each distinct prompt once."""
+        rows = _first_of_each(tokens["row_key"], known.logps)
+        prompts = _first_of_each(tokens["prompt_key"], known.embeddings)
+        if self.model.embedding != BY_REFERENCE:
+            texts = tokens["text"].take(pa.array(list(prompts.values()), pa.int64())).to_pylist()
+            return Known(self._run(tokens, rows, {}).logps, self._embed(list(prompts), texts))
+        return self._run(tokens, rows, prompts)
+
+    def _run(self, tokens: pa.Table, rows: dict[bytes, int], prompts: dict[bytes, int]) -> Known:
+        """One forward for each of `rows`, and for each of `prompts` whose row is not among them (key -> row)."""
+        key_of_row, key_of_prompt_row = _inverse(rows), _inverse(_on_rows(tokens, rows, prompts))
+        needed = sorted(key_of_row.keys() | key_of_prompt_row.keys())
+        found = Known({}, {})
+        columns = _Ragged(tokens["input_ids"]), _Ragged(tokens["completion_mask"])
+        for batch in token_budget_batches([columns[0].length(n) for n in needed], self.model.max_tokens):
+            numbers = [needed[i] for i in batch]
+            scored = self._score(*([column[n] for n in numbers] for column in columns))
+            for n, logp, embedding_D in zip(numbers, *scored, strict=True):
+                if n in key_of_row:
+                    found.logps[key_of_row[n]] = logp[None]
+                if n in key_of_prompt_row:
+                    found.embeddings[key_of_prompt_row[n]] = embedding_D
+        return found
 
     @torch.inference_mode()
-    def _score(self, ids: list[np.ndarray], masks: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def _score(self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         ids_BT, mask_BT = pad(ids, masks)
-        logps_B, embedding_BD = self.policy.score(ids_BT.to(self.device), mask_BT.to(self.device))
-        return logps_B.cpu(), project(embedding_BD).cpu()
+        device = torch.device(self.model.device)
+        logps_B, embedding_BD = self.policy.score(ids_BT.to(device), mask_BT.to(device))
+        return logps_B.cpu().numpy(), project(embedding_BD).cpu().numpy()
+
+    def _embed(self, keys: Sequence[bytes], texts: Sequence[str]) -> Values:
+        if not keys:
+            return {}
+        embedding_PD = project(self.embedder.embed(texts, max_tokens=self.model.max_tokens)).numpy()
+        return dict(zip(keys, embedding_PD, strict=True))
+
+    @cached_property
+    def policy(self) -> Policy:
+        """On its device, checked."""
+        policy = Policy(load_frozen(self.model.directory, dtype=getattr(torch, self.model.dtype)))
+        policy.to(self.model.device).check_head()
+        return policy
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """On its device."""
+        return Embedder(self.model.embedding, dtype=getattr(torch, self.model.dtype)).to(self.model.device)
+
+
+class _Ragged:
+    """A list column by row, as views into its one flat array."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        lists = column.combine_chunks()
+        self._offsets = lists.offsets.to_numpy()
+        self._flat = lists.values.to_numpy(zero_copy_only=False)
+
+    def length(self, row: int) -> int:
+        return int(self._offsets[row + 1] - self._offsets[row])
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        values: np.ndarray = self._flat[self._offsets[row] : self._offsets[row + 1]]
+        return values
 
 
 def project(embedding_BD: Tensor, width: int = EMBEDDING_WIDTH) -> Tensor:
@@ -91,5 +141,21 @@ def project(embedding_BD: Tensor, width: int = EMBEDDING_WIDTH) -> Tensor:
     return projected
 
 
-def _rows(column: pa.ChunkedArray) -> list[np.ndarray]:
-    return [np.asarray(value) for value in column.to_pylist()]
+def _first_of_each(keys: pa.ChunkedArray, known: Values) -> dict[bytes, int]:
+    """Key -> the first row that has it, for keys that are not known."""
+    first: dict[bytes, int] = {}
+    for row, key in enumerate(keys.to_pylist()):
+        if key not in known:
+            first.setdefault(key, row)
+    return first
+
+
+def _on_rows(tokens: pa.Table, rows: dict[bytes, int], prompts: dict[bytes, int]) -> dict[bytes, int]:
+    """`prompts`, each moved to a row that is run anyway if there is one."""
+    key_of = tokens["prompt_key"].to_pylist()
+    run_anyway = {key_of[row]: row for row in reversed(rows.values())}
+    return {key: run_anyway.get(key, row) for key, row in prompts.items()}
+
+
+def _inverse(of: dict[bytes, int]) -> dict[int, bytes]:
+    return {row: key for key, row in of.items()}

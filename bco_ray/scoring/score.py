@@ -1,153 +1,183 @@
-"""The scoring run: records -> tokens -> reference pass -> distribution matching -> scored shards with a manifest."""
+"""The scoring run: settled records -> tokens -> reference pass -> distribution matching -> scored shards, manifest.
+
+Work is cut by the parts of the records, and a finished part stays finished: an interrupted run does the others only.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
 from bco_ray.errors import DataError, StorageError
-from bco_ray.scoring.matching import DensityReport, Matching, Mode, fit_matching
-from bco_ray.scoring.reference import ReferenceModel, ReferenceScorer
-from bco_ray.scoring.shards import ShardWriter, WeightStage
-from bco_ray.scoring.tokens import TokenizeStage
+from bco_ray.scoring.parts import Caches, PartDone, PrepareStage, Workplace
+from bco_ray.scoring.reference import BY_REFERENCE, ReferenceModel, ReferenceScorer
+from bco_ray.scoring.shards import WeightStage, prompts_name
+from bco_ray.scoring.tokens import Tokenizing
+from bco_ray.scoring.weighing import Weighing, match_remotely, save_matching
 from bco_ray.storage import files
-from bco_ray.storage.quarantine import Quarantine, Tally
+from bco_ray.storage.records import RecordsManifest, load_records
 from bco_ray.storage.scored import ScoredManifest, ShardFacts, commit_scored, load_scored
-
-MOST_UNKNOWN_LABELS = 0.1
-"""More than this share of rows with a label outside the map is a wrong map, not dirt."""
 
 Progress = Callable[[float, float | None, str], None]
 
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What to score with, and where to. `parse_quarantine` is where the records' own stage keeps its books."""
+    """What to score with, and where to. `directory` is addressed by `inputs`; `caches` by the model that fills them.
+
+    `num_workers`: fewest and most actors of the reference pass. There are none while nothing is to be computed.
+    """
 
     directory: Path
     inputs: dict[str, Any]
-    file_order: tuple[str, ...]
-    parse_quarantine: Path
+    caches: Caches
     model: ReferenceModel
     max_length: int
     validation: float
-    matching: Mode
-    min_density_ratio: float
-    max_density_ratio: float
-    num_workers: int
+    weighing: Weighing
+    num_workers: tuple[int, int]
     num_gpus: float
 
     @property
-    def books(self) -> tuple[Path, Path, Path]:
-        """Where parsing, tokenizing and the reference pass account for their rows, in that order."""
-        return self.parse_quarantine, self.directory / "quarantine-tokenize", self.directory / "quarantine-reference"
+    def workplace(self) -> Workplace:
+        """Where parts are on their way."""
+        return Workplace(self.directory, files.digest(self.inputs))
+
+    @property
+    def tokenizing(self) -> Tokenizing:
+        """The first stage."""
+        with_text = self.model.embedding != BY_REFERENCE
+        return Tokenizing(self.model.directory, self.max_length, self.validation, with_text)
 
 
-def score(records: ray.data.Dataset, job: ScoringJob, progress: Progress) -> ScoredManifest:
-    """Score into `job.directory`, or return what is already there. Raises DataError if nothing useful is left."""
+def score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest:
+    """Score a finished directory of records into `job.directory`, or return what is already there.
+
+    Raises DataError if nothing useful is left, StorageError if a row went missing.
+    """
     with files.locked(job.directory / ".lock"):  # another run on the same data may be at it: then its work is ours
         return load_scored(job.directory) if files.is_committed(job.directory) else _score(records, job, progress)
 
 
-def _score(records: ray.data.Dataset, job: ScoringJob, progress: Progress) -> ScoredManifest:
-    reference = job.directory / "reference"
-    shards = _reference_pass(records, job, reference, progress)
-    tally = _balance_books(job, sum(shard.rows for shard in shards))
-    _refuse_unusable(job, tally)
-    _refuse_one_class(shards, tally)
-    progress(tally.kept, tally.kept, "fitting the distribution-matching classifier")
-    matching, report, mean = _fit_remotely([reference / shard.file for shard in shards], job)
-    _weigh(shards, WeightStage(reference, job.directory, matching, mean))
-    shutil.rmtree(reference)
+def _score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest:
+    log = load_records(records)
+    marks = _reference_pass(records, log, job, progress)
+    drops = _balance_books(job, log, marks)
+    shards = [mark.facts for mark in marks if mark.facts.rows]
+    kept = sum(shard.rows for shard in shards)
+    _refuse_unusable(records, log, shards, drops)
+    progress(log.kept, log.kept, "matching the prompts of thumbs-up and thumbs-down")
+    report = _weigh(shards, job)
+    _clear(job)
     manifest = ScoredManifest(
-        inputs=job.inputs, read=tally.read, kept=tally.kept, drops=tally.drops, matching=report.as_json(), shards=shards
+        inputs=job.inputs,
+        records=records.name,
+        read=log.read,
+        kept=kept,
+        drops=drops,
+        computed_rows=sum(mark.computed_rows for mark in marks),
+        cached_rows=sum(mark.cached_rows for mark in marks),
+        matching=report,
+        shards=shards,
     )
     commit_scored(job.directory, manifest)
     return manifest
 
 
-def _reference_pass(records: ray.data.Dataset, job: ScoringJob, target: Path, progress: Progress) -> list[ShardFacts]:
-    """Stream everything through the model; only the facts of each shard come back. Sorted by name = log order."""
-    for leftover in (target, *job.books):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for half_done in job.directory.glob("part-*.parquet"):
-        half_done.unlink()
-    tokenize = TokenizeStage(job.model.directory, job.max_length, job.validation, job.books[1])
-    written = (
-        records.map_batches(tokenize, batch_format="pyarrow", batch_size=None)
-        .map_batches(
-            ReferenceScorer,
-            fn_constructor_args=(job.model, job.books[2]),
-            compute=ActorPoolStrategy(min_size=1, max_size=job.num_workers),
-            num_gpus=job.num_gpus,
-            batch_format="pyarrow",
-            batch_size=None,
-        )
-        .map_batches(ShardWriter(target, job.file_order), batch_format="pyarrow", batch_size=None)
+def _reference_pass(records: Path, log: RecordsManifest, job: ScoringJob, progress: Progress) -> list[PartDone]:
+    """Finish every part that is not; what comes back is one mark per part, in name order."""
+    parts = {part.file: part.rows for part in sorted(log.parts, key=lambda part: part.file)}
+    undone = [name for name in parts if job.workplace.done(name) is None]
+    finished = log.kept - sum(parts[name] for name in undone)
+    pending: list[str] = []
+    for row in _prepared(records, undone, job):
+        finished += 0 if row["pending"] else row["rows"]
+        pending += [row["file"]] if row["pending"] else []
+        progress(finished, log.kept, "rows scored (tokenizing)")
+    for row in _referred(sorted(pending), job):
+        finished += parts[row["file"]]
+        progress(finished, log.kept, "rows scored")
+    marks = [job.workplace.done(name) for name in parts]
+    if None in marks:
+        raise StorageError(f"{job.directory}: parts of it disappeared while they were made. Score again.")
+    return [mark for mark in marks if mark is not None]
+
+
+def _prepared(records: Path, parts: Sequence[str], job: ScoringJob) -> Any:
+    """Tasks that need no model. All of them come before the actors do, which may have to wait for a machine."""
+    stage = PrepareStage(records, job.tokenizing, job.caches, job.workplace)
+    return _items(parts).map(stage).iter_rows() if parts else ()
+
+
+def _referred(parts: Sequence[str], job: ScoringJob) -> Any:
+    if not parts:
+        return ()
+    least, most = (max(1, min(count, len(parts))) for count in job.num_workers)
+    passed = _items(parts).map(
+        ReferenceScorer,
+        fn_constructor_args=(job.model, job.caches, job.workplace),
+        compute=ActorPoolStrategy(min_size=least, max_size=most),
+        num_gpus=job.num_gpus,
     )
-    shards: list[ShardFacts] = []
-    rows = 0
-    for row in written.iter_rows():
-        shards.append(ShardFacts.model_validate(row))
-        rows += shards[-1].rows
-        progress(rows, None, f"{rows} rows scored")
-    return sorted(shards, key=lambda shard: shard.file)
+    return passed.iter_rows()
 
 
-def _balance_books(job: ScoringJob, scored_rows: int) -> Tally:
-    """read = kept + drops, checked stage against stage. Raises StorageError if a row went missing or came twice."""
-    stages = [Quarantine(directory).tally() for directory in job.books]
-    handed_on = [stage.kept for stage in stages]
-    if handed_on != [*(stage.read for stage in stages[1:]), scored_rows]:
+def _items(parts: Sequence[str]) -> ray.data.Dataset:
+    return ray.data.from_items([{"file": name} for name in parts], override_num_blocks=len(parts))
+
+
+def _balance_books(job: ScoringJob, log: RecordsManifest, marks: Sequence[PartDone]) -> dict[str, int]:
+    """All drops, from reading the log on. Raises StorageError if a row went missing or came twice between stages."""
+    stages = [job.workplace.tokenized.tally(), job.workplace.referred.tally()]
+    scored = sum(mark.facts.rows for mark in marks)
+    handed_on = [log.kept, *(stage.kept for stage in stages)]
+    if handed_on != [*(stage.read for stage in stages), scored]:
         raise StorageError(
-            f"{job.directory}: rows do not add up: {stages[0].read} read; the stages read "
-            f"{[stage.read for stage in stages]} and kept {handed_on}; {scored_rows} scored. Score again."
+            f"{job.directory}: rows do not add up: {log.kept} records; the stages read "
+            f"{[stage.read for stage in stages]} and kept {handed_on[1:]}; {scored} scored. Delete it and score again."
         )
-    drops = Counter[str]()
+    drops = Counter(log.drops)
     for stage in stages:
         drops.update(stage.drops)
-    return Tally(stages[0].read, dict(sorted(drops.items())))
+    return dict(sorted(drops.items()))
 
 
-def _refuse_unusable(job: ScoringJob, tally: Tally) -> None:
-    unknown = tally.drops.get("unknown_label", 0)
-    if tally.read and unknown > MOST_UNKNOWN_LABELS * tally.read:
-        examples = Quarantine(job.parse_quarantine).examples(1000)
-        detail = next((row["detail"] for row in examples if row["reason"] == "unknown_label"), "")
-        raise DataError(f"{unknown} of {tally.read} rows have an unknown label: {detail}. Add it to data.label_map.")
-    if tally.kept == 0:
-        raise DataError(f"no row of {tally.read} can be used: {_reasons(tally)}. See {job.parse_quarantine.parent}.")
-
-
-def _refuse_one_class(shards: list[ShardFacts], tally: Tally) -> None:
+def _refuse_unusable(records: Path, log: RecordsManifest, shards: Sequence[ShardFacts], drops: dict[str, int]) -> None:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "none dropped"
+    if not shards:
+        raise DataError(f"no row of {log.read} can be used: {reasons}. See {records / 'quarantine'}.")
     chosen, rejected = sum(s.train_chosen for s in shards), sum(s.train_rejected for s in shards)
     if min(chosen, rejected) == 0:
         raise DataError(
-            f"the log has {chosen} thumbs-up and {rejected} thumbs-down rows to train on ({_reasons(tally)}); BCO "
+            f"the log has {chosen} thumbs-up and {rejected} thumbs-down rows to train on ({reasons}); BCO "
             "needs both. Check data.label_map, or collect votes of the other kind."
         )
 
 
-def _fit_remotely(shards: list[Path], job: ScoringJob) -> tuple[Matching | None, DensityReport, float]:
-    """On a worker: the driver may be a laptop or the head node."""
-    fit = ray.remote(num_cpus=1)(fit_matching)
-    bounds = {"min_density_ratio": job.min_density_ratio, "max_density_ratio": job.max_density_ratio}
-    result: tuple[Matching | None, DensityReport, float] = ray.get(fit.remote(shards, mode=job.matching, **bounds))
-    return result
+def _weigh(shards: Sequence[ShardFacts], job: ScoringJob) -> dict[str, Any]:
+    """Writes `matching.json` and the final shards; returns the report."""
+    source = job.workplace.reference
+    prompts = [source / prompts_name(shard.file) for shard in shards]
+    matching, report = match_remotely(job.weighing, prompts)
+    save_matching(job.directory, matching, report)
+    _write_shards([shard.file for shard in shards], WeightStage(source, job.directory, matching))
+    return report.as_json()
 
 
-def _weigh(shards: list[ShardFacts], stage: WeightStage) -> None:
-    items = ray.data.from_items([{"file": shard.file} for shard in shards], override_num_blocks=len(shards))
-    items.map(stage).materialize()
+def _write_shards(names: Sequence[str], stage: WeightStage) -> None:
+    for _ in _items(names).map(stage).iter_rows():
+        pass
 
 
-def _reasons(tally: Tally) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in tally.drops.items()) or "none dropped"
+def _clear(job: ScoringJob) -> None:
+    """Leave nothing to be committed but results: no half-way shards, no scraps of a writer that was killed."""
+    shutil.rmtree(job.workplace.reference)
+    for scrap in job.directory.rglob(".*.tmp"):
+        scrap.unlink()

@@ -1,4 +1,4 @@
-"""The stages at the end of the reference pass (shards with embeddings) and of scoring (shards with weights)."""
+"""What shards are made of: their facts, the distinct prompts beside them, and the weights that finish them."""
 
 from __future__ import annotations
 
@@ -11,54 +11,51 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bco_ray.schema import REFERENCE, SCORED
-from bco_ray.scoring.matching import Matching, embeddings
+from bco_ray.schema import PROMPTS, SCORED
+from bco_ray.scoring.matching import Matching
 from bco_ray.storage import files
 from bco_ray.storage.scored import ShardFacts
 
-SHARD_FACTS = pa.schema([("file", pa.string())] + [(n, pa.int64()) for n in ShardFacts.model_fields if n != "file"])
+
+def prompts_name(shard: str) -> str:
+    """`prompts-00003-0000.parquet` beside `part-00003-0000.parquet`."""
+    return "prompts-" + shard.removeprefix("part-")
 
 
-@dataclass(frozen=True)
-class ShardWriter:
-    """Writes each block as one Parquet file and passes on its facts: what reaches the driver is one row per shard.
-
-    The name comes from the block's first row, so a retried task overwrites its own file; sorting the names gives the
-    order of the log.
-    """
-
-    directory: Path
-    file_order: tuple[str, ...]
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """One block in (REFERENCE), one row out: its `ShardFacts` (none for an empty block)."""
-        if not rows.num_rows:
-            return pa.Table.from_pylist([], schema=SHARD_FACTS)
-        order = self.file_order.index(rows["file"][0].as_py())
-        name = f"part-{order:05d}-{rows['position'][0].as_py():014d}.parquet"
-        write_table(self.directory / name, rows.cast(REFERENCE))
-        return pa.Table.from_pylist([shard_facts(name, rows).model_dump()], schema=SHARD_FACTS)
+def distinct_prompts(rows: pa.Table, embedding_PD: np.ndarray) -> pa.Table:
+    """PROMPTS of REFERENCE rows; `embedding_PD` has one row per distinct prompt hash, in ascending order."""
+    hash_N, label_N = rows["prompt_hash"].to_numpy(), rows["label"].to_numpy(zero_copy_only=False)
+    hash_P, first_P, prompt_N = np.unique(hash_N, return_index=True, return_inverse=True)
+    columns = [
+        pa.array(hash_P),
+        rows["split"].combine_chunks().take(pa.array(first_P)),
+        pa.array(np.bincount(prompt_N[label_N], minlength=len(hash_P)), pa.int32()),
+        pa.array(np.bincount(prompt_N[~label_N], minlength=len(hash_P)), pa.int32()),
+        pa.array(list(embedding_PD), pa.list_(pa.float32())),
+    ]
+    return pa.table(columns, schema=PROMPTS)
 
 
 @dataclass(frozen=True)
 class WeightStage:
-    """Turns reference shards into scored ones: weight times density ratio for thumbs-down rows, embedding dropped."""
+    """Turns a reference shard into a scored one: its rows' weights times what their prompts' matching says."""
 
     source: Path
     target: Path
     matching: Matching | None
-    ratio_mean: float
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """One shard; `item` names it and is returned."""
         rows = pq.read_table(self.source / item["file"])
         weight_N = rows["weight"].to_numpy().astype(np.float64)
         if self.matching is not None:
-            rejected_N = ~rows["label"].to_numpy()
-            ratio_N = self.matching.clamped_ratio(embeddings(rows), rows["prompt_hash"].to_numpy())
-            weight_N = np.where(rejected_N, weight_N * ratio_N / self.ratio_mean, weight_N)
+            prompts = pq.read_table(self.source / prompts_name(item["file"]), columns=["prompt_hash", "embedding"])
+            hash_N = rows["prompt_hash"].to_numpy()
+            embedding_PD = np.asarray(prompts["embedding"].combine_chunks().flatten()).reshape(prompts.num_rows, -1)
+            embedding_ND = embedding_PD[np.searchsorted(prompts["prompt_hash"].to_numpy(), hash_N)]
+            weight_N *= self.matching.weights(embedding_ND, hash_N, rows["label"].to_numpy(zero_copy_only=False))
         column = pa.array(weight_N.astype(np.float32))
-        scored = rows.drop_columns(["embedding"]).set_column(rows.schema.get_field_index("weight"), "weight", column)
+        scored = rows.set_column(rows.schema.get_field_index("weight"), "weight", column)
         write_table(self.target / item["file"], scored.cast(SCORED))
         return item
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
+from bco_ray.errors import StorageError
+from bco_ray.schema import SCORED
 from bco_ray.storage import files
+
+TOMBSTONE: dict[str, Any] = {
+    "id": None, "user": None, "weight": 0.0, "n_tokens": 2, "input_ids": [0, 0], "completion_mask": [False, True],
+    "reference_logp": 0.0,
+}  # fmt: skip
+"""What is left of an erased row, beside its place, label and split: a row that can be computed and counts nothing."""
 
 
 class ShardFacts(BaseModel):
@@ -29,14 +42,21 @@ class ShardFacts(BaseModel):
 
 
 class ScoredManifest(BaseModel):
-    """What one scoring run made. `read = kept + sum(drops)`; `matching` is the density report."""
+    """What one scoring run made. `read = kept + sum(drops)` from the log's votes on; `matching` is the density report.
+
+    `records` names the directory of settled records that went in. `computed_rows`: rows the reference model was run
+    on for this, `cached_rows`: those it was not, because the same tokens were known.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     inputs: dict[str, Any]
+    records: str = ""
     read: int
     kept: int
     drops: dict[str, int]
+    computed_rows: int = 0
+    cached_rows: int = 0
     matching: dict[str, Any]
     shards: list[ShardFacts] = Field(default_factory=list)
 
@@ -52,4 +72,50 @@ def commit_scored(directory: Path, manifest: ScoredManifest) -> None:
 
 def load_scored(directory: Path) -> ScoredManifest:
     """The manifest of finished shards. Raises StorageError if scoring has not finished there."""
-    return ScoredManifest.model_validate(files.read_json(directory / files.MANIFEST)["scored"])
+    found = files.read_json(directory / files.MANIFEST)
+    if "scored" not in found:
+        raise StorageError(f"{directory}: its manifest is not one of scored shards.")
+    return ScoredManifest.model_validate(found["scored"])
+
+
+def tombstone(directory: Path, matches: Callable[[pa.Table], pa.BooleanArray]) -> int:
+    """Erase the rows that `matches` picks (given a table of SCORED) from finished shards; returns how many.
+
+    An erased row becomes a TOMBSTONE in its old place, and the manifest's counts (also of tokens) stay, so the plans
+    of runs in progress stay valid. A shard's new digest is in the manifest before the shard is replaced: after a crash
+    between the two the rows are still there to match, and doing it again completes it. What the reference pass
+    caches needs no such call: it holds hashes and numbers, nobody's name or words (scoring.cache).
+    """
+    erased = 0
+    for shard in load_scored(directory).shards:
+        path = directory / shard.file
+        table = pq.read_table(path)
+        matched = matches(table)
+        if count := int(pc.sum(matched).as_py() or 0):
+            content = _encoded(_buried(table, matched))
+            _announce(directory / files.MANIFEST, shard.file, content)
+            files.write_bytes(path, content)
+            erased += count
+    return erased
+
+
+def _buried(table: pa.Table, matched: pa.BooleanArray) -> pa.Table:
+    for number, name in enumerate(SCORED.names):
+        if name in TOMBSTONE:
+            kind, old = SCORED.field(name).type, table[name].combine_chunks()
+            grave = pa.array([TOMBSTONE[name]] * table.num_rows, kind)
+            table = table.set_column(number, SCORED.field(name), pc.if_else(matched, grave, old))
+    return table.cast(SCORED)
+
+
+def _encoded(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _announce(manifest: Path, name: str, content: bytes) -> None:
+    found = files.read_json(manifest)
+    found["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    files.write_json(manifest, found)

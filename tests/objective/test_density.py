@@ -89,6 +89,18 @@ def test_weight_sums_of_blocks_are_those_of_the_whole(seed: int, blocks: int) ->
     assert [merged.least, merged.greatest] == [whole.least, whole.greatest]
 
 
+def test_a_weight_may_stand_for_several_rows_or_none() -> None:
+    ratio = np.random.default_rng(3).lognormal(0, 2, 40)
+    times = np.random.default_rng(4).integers(0, 3, 40)
+    counted = WeightSums.of(ratio, low=0.5, high=10.0, count_N=times)
+    repeated = WeightSums.of(np.repeat(ratio, times), low=0.5, high=10.0)
+    assert counted.histogram == repeated.histogram
+    assert (counted.count, counted.clamped_low, counted.clamped_high, counted.least) == (
+        repeated.count, repeated.clamped_low, repeated.clamped_high, repeated.least,
+    )  # fmt: skip
+    assert [counted.mean, counted.ess_fraction] == pytest.approx([repeated.mean, repeated.ess_fraction])
+
+
 @gentle
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.01, 0.25, 0.5, 0.9, 0.99, 1.0]))
 def test_quantiles_are_right_within_a_bin(seed: int, q: float) -> None:

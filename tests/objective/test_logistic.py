@@ -66,6 +66,18 @@ def test_converges_on_separable_rows_at_any_scale(scale: float, C: float) -> Non
     assert np.abs(gradient / np.append(1 + np.abs(X).T @ weights, weights.sum())).max() < 1e-6
 
 
+def test_a_row_may_stand_for_several() -> None:
+    X, y = data(6)
+    times = np.random.default_rng(6).integers(1, 4, len(y))
+    repeated = fit_logistic(lambda: [(np.repeat(X, times, axis=0), np.repeat(y, times))])
+    counts = np.stack([times * (y == 0), times * (y == 1)], axis=1)
+    counted = fit_logistic(lambda: [(X, counts)])
+    assert counted.coef_D == pytest.approx(repeated.coef_D, abs=1e-9)
+    assert mean_log_loss(counted, lambda: [(X, counts)]) == pytest.approx(
+        mean_log_loss(repeated, lambda: [(np.repeat(X, times, axis=0), np.repeat(y, times))])
+    )
+
+
 def test_a_shared_offset_of_all_rows_is_the_intercepts_business() -> None:
     X, y = data(2)
     model, moved = fit_logistic(in_blocks(X, y)), fit_logistic(in_blocks(X + 50, y))
