@@ -121,7 +121,10 @@ def micro_batches(
 
 
 def assemble(rows: Sequence[Row]) -> MicroBatch:
-    """Rows to padded tensors; no rows give one filler row with valid=0, which changes nothing but is computed."""
+    """Rows to padded tensors; no rows give one filler row with valid=0, which changes nothing but is computed.
+
+    A row of weight 0 (an erased one is left as such) is not valid either: it must not move the reward shift.
+    """
     if not rows:
         return _filler()
     ids_BT, mask_BT = pad([r.input_ids for r in rows], [r.completion_mask for r in rows])
@@ -131,7 +134,7 @@ def assemble(rows: Sequence[Row]) -> MicroBatch:
         torch.tensor([r.reference_logp for r in rows], dtype=torch.float32),
         torch.tensor([r.label for r in rows]),
         torch.tensor([r.weight for r in rows], dtype=torch.float32),
-        torch.ones(len(rows), dtype=torch.bool),
+        torch.tensor([r.weight > 0 for r in rows]),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -102,3 +103,26 @@ def test_tiny_overfit(make_setup: Callable[..., TrainSetup], run_here: Callable[
     metrics = run_here(replace(setup, scored=str(tmp_path / "scored"))).metrics
     assert [m["rewards/accuracies"] for m in metrics[-2:]] == [1.0, 1.0]
     assert metrics[-1]["rewards/margins"] > 1.0
+
+
+def test_an_erased_row_moves_neither_the_weights_nor_the_shift(
+    make_setup: Callable[..., TrainSetup], world: tuple[Path, Path]
+) -> None:
+    """Tombstones keep their place in a window's plan; the step is as if only the others were there."""
+    setup = make_setup("erased", zero_stage=0)
+    reader = ShardReader(world[1], load_scored(world[1]), cached_shards=3)
+    window = next(Plan(reader.counts, 6, 1, 3).windows())
+    rows = [reader.row(ref) for ref in window.rows]
+    grave = {"input_ids": np.zeros(2, np.int64), "completion_mask": np.array([False, True]), "reference_logp": 0.0}
+    buried = [replace(rows[0], weight=0.0, **grave), *rows[1:]]
+    results = []
+    for batch in (assemble(buried), assemble(rows[1:])):
+        policy = Policy(load_policy(setup.model, None, dtype=torch.float32))
+        engine = make_engine(setup, policy, SoloGang(), total_steps=20)
+        totals = WindowTotals(window.chosen, window.rejected)
+        results.append(
+            train_window(engine, SoloGang(), [batch], totals, RewardShift(half_life_rows=30), setup.objective)
+        )
+    assert results[0].shift == results[1].shift
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
+    assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-6)
