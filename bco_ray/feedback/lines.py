@@ -1,34 +1,45 @@
 """Raw rows of log files as a Ray Data source: bounded memory, one bad byte costs one row, never a file.
 
-A plain JSONL file is cut into byte ranges, a line belongs to the range its first byte is in. Compressed files and
-Parquet cannot be cut and are one task each. Rows leave as bytes; parsing is a later stage's business.
+A plain JSONL file is cut into byte ranges, a line belongs to the range its first byte is in. All other files are one
+task each. Rows leave as JSON bytes; parsing is a later stage's business. Nothing a file holds raises: what cannot be
+read leaves as a row with a problem, what comes after a torn end as one such row.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from itertools import islice
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from backports import zstd
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from bco_ray.errors import DataError
+from bco_ray.feedback.column_rows import arrow_rows, parquet_rows
+from bco_ray.feedback.csv_rows import csv_rows
+from bco_ray.feedback.json_rows import json_rows
+from bco_ray.feedback.raw import BrokenOff, RawRow
 from bco_ray.feedback.sources import SourceFile
-from bco_ray.schema import LINES, row_to_fields, schema_name
+from bco_ray.feedback.text_rows import line_rows, numbered
+from bco_ray.schema import LINES
+from bco_ray.storage import locations
 
 RANGE_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
-MAX_LINE_BYTES = 64 << 20
+_LOOKED_AT = 1000
 
-Row = tuple[int, bytes]
-"""Position (byte offset in a plain file, row number otherwise) and the raw JSON."""
+_TORN = (
+    BrokenOff, EOFError, OSError, MemoryError, zlib.error, zstd.ZstdError, pa.ArrowException, csv.Error, ValueError
+)  # fmt: skip
+"""What readers raise over a file's content (MemoryError: a damaged length, 2**60 bytes say). A failing disk or network
+is DataError by then (storage.locations)."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +55,10 @@ def ranges(files: Iterable[SourceFile], *, range_bytes: int = RANGE_BYTES) -> li
     """The units of reading, in file order then offset order."""
     cut: list[Range] = []
     for file in files:
-        if file.path.endswith((".gz", ".parquet")):
-            cut.append(Range(file))
-        else:
+        if file.kind == "jsonl" and not file.compression:
             cut += [Range(file, a, min(file.bytes, a + range_bytes)) for a in range(0, file.bytes, range_bytes)]
+        else:
+            cut.append(Range(file))
     return cut
 
 
@@ -77,76 +88,64 @@ def _metadata(part: Range) -> BlockMetadata:
 
 
 def blocks(part: Range, *, block_bytes: int = BLOCK_BYTES) -> Iterator[pa.Table]:
-    """The rows of a range as tables of about `block_bytes`. Raises DataError if it cannot be read on."""
-    rows: list[Row] = []
+    """The rows of a range as tables of about `block_bytes`. Raises DataError if the file cannot be got at."""
+    rows: list[RawRow] = []
     size = 0
-    for position, raw in rows_of(part):
-        rows.append((position, raw))
-        size += len(raw)
+    for row in rows_of(part):
+        rows.append(row)
+        size += len(row.raw)
         if size >= block_bytes:
             yield _table(part.file.path, rows)
             rows, size = [], 0
     yield _table(part.file.path, rows)
 
 
-def rows_of(part: Range) -> Iterator[Row]:
-    """Non-blank rows of one range, in file order."""
-    path = part.file.path
+def rows_of(part: Range) -> Iterator[RawRow]:
+    """Non-blank rows of one range, in file order; a last one with a problem if the rest cannot be read."""
+    following = part.start
+    with locations.open_raw(part.file.path) as file:
+        try:
+            for row in _reader(part, file):
+                following = row.position + 1
+                yield row
+        except _TORN as error:
+            yield RawRow(following, b"", f"unreadable_rest: {str(error) or type(error).__name__}")
+
+
+def _reader(part: Range, file: io.RawIOBase) -> Iterator[RawRow]:
+    kind = part.file.kind
+    if kind == "parquet":
+        return parquet_rows(file)
+    opened = _unpacked(file, part.file.compression)
+    if kind == "arrow":
+        return arrow_rows(opened)
+    if kind == "jsonl":
+        rows = line_rows(opened, part.start, part.end)
+        return numbered(rows) if part.file.compression else rows
+    return csv_rows(opened) if kind == "csv" else json_rows(opened)
+
+
+def _unpacked(file: io.RawIOBase, compression: str) -> Any:
+    buffered = io.BufferedReader(file, locations.BUFFER_BYTES)
+    if compression == "gz":
+        return gzip.GzipFile(fileobj=buffered)
+    return zstd.ZstdFile(buffered) if compression == "zst" else buffered
+
+
+def first_rows(file: SourceFile, count: int = 20) -> list[dict[str, Any]]:
+    """Up to `count` JSON objects from the head of a file, broken rows passed over: what its format is told by."""
+    decoded = (_object(row) for row in islice(rows_of(Range(file)), _LOOKED_AT))
+    return list(islice((row for row in decoded if row is not None), count))
+
+
+def _object(row: RawRow) -> dict[str, Any] | None:
     try:
-        if path.endswith(".parquet"):
-            yield from _parquet_rows(path)
-        elif path.endswith(".gz"):
-            with gzip.open(path) as file:
-                yield from enumerate(line for line in _lines(file) if line.strip())
-        else:
-            with open(path, "rb") as file:  # noqa: PTH123 - a plain path from the driver
-                yield from _range_rows(file, part.start, part.end or part.file.bytes)
-    except (EOFError, OSError, zlib.error, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read to its end ({error}). Repair or remove the file.") from None
+        value = json.loads(row.raw)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
-def _range_rows(file: BinaryIO, start: int, end: int) -> Iterator[Row]:
-    if start:
-        file.seek(start - 1)
-        _skip_line(file)
-    while (position := file.tell()) < end:
-        line = _read_line(file)
-        if not line:
-            return
-        if line.strip():
-            yield position, line.rstrip(b"\r\n")
-
-
-def _lines(file: io.BufferedIOBase | BinaryIO) -> Iterator[bytes]:
-    while line := _read_line(file):
-        yield line.rstrip(b"\r\n") or b" "
-
-
-def _read_line(file: Any) -> bytes:
-    """One line, at most MAX_LINE_BYTES of it: the rest of a longer one is passed over (the row will not parse)."""
-    line: bytes = file.readline(MAX_LINE_BYTES)
-    if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-        _skip_line(file)
-    return line
-
-
-def _skip_line(file: Any) -> None:
-    while (piece := file.readline(MAX_LINE_BYTES)) and not piece.endswith(b"\n"):
-        pass
-
-
-def _parquet_rows(path: str) -> Iterator[Row]:
-    with pq.ParquetFile(path) as file:
-        ours = schema_name(file.schema_arrow) == "records/1"
-        position = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                fields = row_to_fields(row) if ours else row
-                yield position, json.dumps(fields, default=str, ensure_ascii=False).encode()
-                position += 1
-
-
-def _table(path: str, rows: list[Row]) -> pa.Table:
-    positions = [position for position, _ in rows]
-    raws = [raw for _, raw in rows]
-    return pa.table([[path] * len(rows), positions, raws], schema=LINES)
+def _table(path: str, rows: list[RawRow]) -> pa.Table:
+    columns = [[path] * len(rows), *([row[field] for row in rows] for field in range(3))]
+    return pa.table(columns, schema=LINES)

@@ -2,48 +2,88 @@
 
 from __future__ import annotations
 
-import glob
+import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bco_ray.errors import DataError, SpecError
+from bco_ray.storage import locations
+from bco_ray.storage.locations import Found
 
-_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
+_TEXT = ("jsonl", "ndjson", "json", "csv")
+READABLE = (*(f".{kind}{packed}" for kind in _TEXT for packed in ("", ".gz", ".zst")), ".parquet", ".arrow")
+_KIND = re.compile(r"\.(?:(jsonl|ndjson|json|csv)(?:\.(gz|zst))?|(parquet|arrow))$", re.IGNORECASE)
+
+_BESIDE = re.compile(
+    r"[._].*|cache-.*\.arrow|(?:state|dataset_dict|dataset_infos?)\.json|(?:manifest|import)(?:-.*)?\.json"
+)
+"""Names that lie beside data without being any: hidden files, what `datasets` keeps there, and our own manifests."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file. `bytes` and `modified_ns` make a changed file a different input."""
+    """One input file, a local path or a URI. `bytes` and `modified_ns` make a changed file a different input."""
 
     path: str
     bytes: int
     modified_ns: int
+    format: str = ""
+    """The importer's name."""
+
+    @property
+    def kind(self) -> str:
+        """`jsonl`, `json`, `csv`, `parquet` or `arrow`."""
+        match = _KIND.search(self.path)
+        kind = (match[1] or match[3]).lower() if match else "jsonl"
+        return "jsonl" if kind == "ndjson" else kind
+
+    @property
+    def compression(self) -> str:
+        """`gz`, `zst` or nothing."""
+        match = _KIND.search(self.path)
+        return (match[2] or "").lower() if match else ""
 
     def identity(self) -> dict[str, Any]:
         """What of it goes into a content address."""
-        return {"path": self.path, "bytes": self.bytes, "modified_ns": self.modified_ns}
+        return {"path": self.path, "bytes": self.bytes, "modified_ns": self.modified_ns, "format": self.format}
 
 
 def expand(entries: list[str]) -> list[SourceFile]:
-    """The files of paths, directories and globs, sorted and without doubles. Raises SpecError or DataError by entry."""
-    found = {str(path): path for entry in entries for path in _matches(entry)}
-    return [SourceFile(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in sorted(found.items())]
+    """The files of paths, directories, globs and URIs, sorted and without doubles.
+
+    `hf://datasets/<organisation>/<name>` is every readable file of that data set, at its present commit. A directory
+    is the files in it, and the splits below it where `datasets` saved a dictionary of them. Raises SpecError or
+    DataError naming the entry.
+    """
+    found = {file.uri: file for entry in entries for file in _matches(entry)}
+    return [SourceFile(uri, file.bytes, file.modified_ns) for uri, file in sorted(found.items())]
 
 
-def _matches(entry: str) -> list[Path]:
-    if "://" in entry and not entry.startswith("file://"):
-        raise SpecError(f"data.feedback: {entry}: only local paths and globs can be read so far.")
-    pattern = str(Path(entry.removeprefix("file://")).expanduser().absolute())
-    paths = [Path(p) for p in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - the pattern is absolute
-    files = [f for p in paths for f in (_logs_in(p) if p.is_dir() else [p])]
+def _matches(entry: str) -> list[Found]:
+    uri = locations.pinned(entry)
+    if locations.is_repository(uri):
+        files = _data_of(locations.list_directory(uri, recursive=True))
+    else:
+        found = locations.glob(uri)
+        files = [file for thing in found for file in (_logs_in(thing.uri) if thing.is_directory else [thing])]
+        if not found:
+            raise DataError(f"data.feedback: {entry}: no such file.")
     if not files:
-        raise DataError(f"data.feedback: {entry}: no such file (looked for {pattern}).")
+        raise DataError(f"data.feedback: {entry}: nothing readable in it; readable are {', '.join(READABLE)}.")
     for file in files:
-        if not file.name.endswith(_SUFFIXES):
-            raise SpecError(f"data.feedback: {file}: unknown file type; readable are {', '.join(_SUFFIXES)}.")
+        if not _KIND.search(file.uri):
+            raise SpecError(f"data.feedback: {file.uri}: unknown file type; readable are {', '.join(READABLE)}.")
     return files
 
 
-def _logs_in(directory: Path) -> list[Path]:
-    return [p for p in directory.iterdir() if p.name.endswith(_SUFFIXES)]
+def _logs_in(directory: str) -> list[Found]:
+    inside = locations.list_directory(directory)
+    files = _data_of(inside)
+    if any(found.name == "dataset_dict.json" for found in inside):
+        splits = [found for found in inside if found.is_directory]
+        files += [file for split in splits for file in _data_of(locations.list_directory(split.uri))]
+    return files
+
+
+def _data_of(inside: list[Found]) -> list[Found]:
+    return [f for f in inside if not f.is_directory and _KIND.search(f.name) and not _BESIDE.fullmatch(f.name)]

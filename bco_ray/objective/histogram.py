@@ -1,8 +1,8 @@
 """Scores of any number of rows as counts in narrow bins: AUC, log-loss and calibration in constant memory.
 
-All scores in a bin are taken to be its middle. With bins h wide and scores spread by sigma, a calibration slope is off
-by some (h / sigma)^2 / 12 relative, and the AUC only by pairs that share a bin, half of which are counted wrongly at
-worst: about h / (4 sigma) if all ups lay on one side of it, far less in truth. At 100 bins per sigma: 1e-5 and 1e-4.
+All scores in a bin are taken to be its middle, and the two classes in it to be tied. With bins h wide and scores spread
+by sigma, a calibration slope is off by some (h / sigma)^2 / 12 relative; the AUC only by pairs that share a bin. At 200
+bins per sigma the tests hold the AUC to 1e-4 and the calibration to 1e-3.
 """
 
 from __future__ import annotations

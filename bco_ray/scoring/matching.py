@@ -182,7 +182,7 @@ def _little(ess: float) -> str:
 
 
 def _calibrated(histogram: ScoreHistogram) -> tuple[LogisticModel, tuple[str, ...]]:
-    """Scales out-of-fold logits to be log ratios; where they point the wrong way nothing is known and the ratio is 1."""
+    """Scales out-of-fold logits to be log ratios; where they point the wrong way nothing is known: ratio 1."""
     calibration = histogram.calibration()
     if calibration.coef_D[0] > 0:
         return calibration, ()
