@@ -152,10 +152,10 @@ def balance(job: RecordsJob, written: int) -> tuple[Tally, dict[str, int]]:
     """
     parsed = job.books("import").tally()
     stages = [("import", parsed.without("responses"))]
-    answers = dict(parsed.notes)
+    answers: dict[str, int] = {}
     if job.joins:
         joined = job.books("join").tally()
-        answers = {**answers, **joined.notes}
+        answers = {**parsed.notes, **joined.notes}
         stages.append(("join", joined))
     stages.append(("settle", job.books("settle").tally()))
     if job.max_votes_per_user is not None:

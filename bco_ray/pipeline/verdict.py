@@ -18,6 +18,7 @@ PAIRS_TO_JUDGE = 50
 
 _WAYS_OUT = {
     "missing_label": "If the vote has another name in your log, map it: data.format: {map: {label: ...}}.",
+    "too_long": "Raise training.max_length if the model and its memory allow it.",
     "no_response": "Give the files with the answers too, a vote needs both halves.",
     "unreadable_rest": "A file breaks off there and what follows it is lost: export or copy it again.",
     "line_too_long": "Such rows are mostly attachments: leave them out of the export.",

@@ -1,24 +1,19 @@
 """Logs in an object store, through the S3 protocol.
 
-The server is a small one in this file, because the usual fake (moto) cannot be installed beside our pins: botocore
-wants python-dateutil < 3. BCO_TEST_S3_ENDPOINT names a real one (MinIO, moto) to run the same tests against.
+The server is moto's, on loopback. BCO_TEST_S3_ENDPOINT names another (MinIO, AWS) to run the same tests against.
 """
 
 import gzip
 import json
 import os
-import re
-import threading
 import uuid
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+from moto.server import ThreadedMotoServer
 
 from bco_ray.errors import DataError, StorageError
 from bco_ray.feedback.lines import Range, first_rows, ranges, rows_of
@@ -28,130 +23,17 @@ from bco_ray.storage import locations
 BUCKET = f"bco-test-{uuid.uuid4().hex}"  # a real server remembers earlier runs
 
 
-class S3Handler(BaseHTTPRequestHandler):
-    """HEAD, GET with ranges, PUT, and listing with a delimiter, path style; `server.objects` by bucket, then key."""
-
-    protocol_version = "HTTP/1.1"
-    server: "S3Server"
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Silence."""
-
-    def _place(self) -> tuple[str, str, dict[str, list[str]]]:
-        url = urlsplit(self.path)
-        bucket, _, key = unquote(url.path).lstrip("/").partition("/")
-        return bucket, key, parse_qs(url.query, keep_blank_values=True)
-
-    def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in ({"Content_Length": str(len(body))} | headers).items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _error(self, status: int, code: str) -> None:
-        self._answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode())
-
-    def do_GET(self) -> None:
-        bucket, key, query = self._place()
-        objects = self.server.objects.get(bucket)
-        if objects is None:
-            return self._error(404, "NoSuchBucket")
-        if not key:
-            return self._list(objects, query)
-        if key not in objects:
-            return self._error(404, "NoSuchKey")
-        facts = {"ETag": '"1"', "Last_Modified": "Mon, 04 May 2026 03:02:01 GMT", "Accept_Ranges": "bytes"}
-        data = objects[key]
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if not wanted:
-            return self._answer(200, data, **facts)
-        start, end = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
-        return self._answer(206, data[start:end], Content_Range=f"bytes {start}-{end - 1}/{len(data)}", **facts)
-
-    do_HEAD = do_GET
-
-    def do_PUT(self) -> None:
-        bucket, key, _ = self._place()
-        data = self._body()
-        if "aws-chunked" in self.headers.get("Content-Encoding", ""):
-            data = _unchunked(data)
-        if key and bucket not in self.server.objects:
-            return self._error(404, "NoSuchBucket")
-        objects = self.server.objects.setdefault(bucket, {})
-        if key:
-            objects[key] = data
-        return self._answer(200, ETag='"1"')
-
-    def do_DELETE(self) -> None:
-        bucket, key, _ = self._place()
-        self.server.objects[bucket].pop(key, None)
-        self._answer(204)
-
-    def _body(self) -> bytes:
-        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            return self.rfile.read(int(self.headers["Content-Length"]))
-        whole = b""
-        while size := int(self.rfile.readline(), 16):
-            whole += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return whole
-
-    def _list(self, objects: dict[str, bytes], query: dict[str, list[str]]) -> None:
-        prefix, delimiter = query.get("prefix", [""])[0], query.get("delimiter", [""])[0]
-        keys = sorted(key for key in objects if key.startswith(prefix))
-        below = {}
-        for key in keys if delimiter else []:
-            name, mark, _ = key[len(prefix) :].partition(delimiter)
-            below |= {key: prefix + name + delimiter} if mark else {}
-        contents = "".join(
-            f"<Contents><Key>{escape(key)}</Key><Size>{len(objects[key])}</Size>"
-            "<LastModified>2026-05-04T03:02:01.000Z</LastModified></Contents>"
-            for key in keys
-            if key not in below
-        )
-        prefixes = "".join(
-            f"<CommonPrefixes><Prefix>{escape(p)}</Prefix></CommonPrefixes>" for p in sorted(set(below.values()))
-        )
-        head = f"<IsTruncated>false</IsTruncated><KeyCount>{len(keys)}</KeyCount><Prefix>{escape(prefix)}</Prefix>"
-        self._answer(200, f"<ListBucketResult>{head}{contents}{prefixes}</ListBucketResult>".encode())
-
-
-class S3Server(ThreadingHTTPServer):
-    """Keeps objects in memory."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), S3Handler)
-        self.objects: dict[str, dict[str, bytes]] = {}
-
-
-def _unchunked(data: bytes) -> bytes:
-    """The payload of the SDK's chunked uploads: size line, bytes, ..., a chunk of size 0, checksums."""
-    whole = b""
-    while data:
-        size_line, _, data = data.partition(b"\r\n")
-        size = int(size_line.partition(b";")[0], 16)
-        if not size:
-            break
-        whole, data = whole + data[:size], data[size + 2 :]
-    return whole
-
-
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     """The S3 server's URL."""
     if given := os.environ.get("BCO_TEST_S3_ENDPOINT"):
         yield given
         return
-    server = S3Server()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
 
 
 @pytest.fixture(scope="module")
