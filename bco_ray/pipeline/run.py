@@ -56,7 +56,7 @@ def run_job(job: ResolvedJob, phases: Phases) -> RunOutcome:
 
 
 def score_job(job: ResolvedJob, phases: Phases) -> ScoredManifest:
-    """The scored shards of the job's data, made if they are not there. Raises DataError for a log that cannot be used."""
+    """The scored shards of the job's data, made if they are not there. Raises DataError for a log of no use."""
     records = read_log(job.log, phases)
     require_usable(job.log, records)
     with phases.phase("score") as advance:
