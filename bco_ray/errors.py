@@ -53,3 +53,5 @@ class Refused(Exception):  # noqa: N818 - a verdict on one row, not a failure of
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.user: str | None = None
+        """Who voted, if known: so that what is kept of the row names a pseudonym instead."""

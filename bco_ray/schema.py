@@ -8,6 +8,7 @@ Arrow metadata under `bco_ray`, which is how a reader tells our own segments fro
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -25,14 +26,21 @@ class Message(BaseModel):
 
 
 def _unix_time(value: Any) -> Any:
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        if not _NUMBER.fullmatch(value):
+            when = datetime.fromisoformat(value)
+            return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    when = datetime.fromisoformat(value)
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    return next((value / unit for unit in (1e9, 1e6, 1e3) if abs(value) >= 1e8 * unit), value)
 
 
-UnixTime = Annotated[float, BeforeValidator(_unix_time)]
-"""Unix seconds; ISO 8601 text is accepted on input (UTC where it names no zone)."""
+_NUMBER = re.compile(r"-?\d{9,}(\.\d*)?")
+"""Seconds or finer since 1970; fewer digits are a date (`20260102`)."""
+
+UnixTime = Annotated[float, BeforeValidator(_unix_time), Field(allow_inf_nan=False)]
+"""Unix seconds. On input also milli-, micro- or nanoseconds, and ISO 8601 text (UTC where it names no zone)."""
 
 
 class Record(BaseModel):
@@ -146,11 +154,12 @@ REFERENCE = _named("reference/2", [*_SCORED_FIELDS, ("reference_logp", pa.float3
 """After the reference pass: log-probability of the completion."""
 
 PROMPTS = _named(
-    "prompts/1",
+    "prompts/2",
     [("prompt_hash", pa.int64()), ("split", pa.string()), ("chosen", pa.int32()), ("rejected", pa.int32()),
-     ("embedding", pa.list_(pa.float32()))],
+     ("embedding", pa.binary())],  # little-endian float32, all rows of one width
 )  # fmt: skip
-"""Beside each reference shard: its distinct prompts, sorted by hash, each once; how many votes of each kind it has."""
+"""Beside each reference shard: its distinct prompts, sorted by hash, each once; how many votes of each kind it has.
+`embedding` is stored as it lies in memory, uncompressed: it is read a dozen times and zstd saves less than a tenth."""
 
 SCORED = _named("scored/1", [*_SCORED_FIELDS, ("reference_logp", pa.float32())])
 """What the trainer reads; `weight` now includes the density ratio."""

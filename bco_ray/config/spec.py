@@ -14,7 +14,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 DEFAULT_LABEL_MAP: dict[str, bool] = {
-    "true": True, "false": False, "1": True, "0": False,
+    "true": True, "false": False, "True": True, "False": False, "1": True, "0": False,
     "thumbs_up": True, "thumbs_down": False, "up": True, "down": False,
 }  # fmt: skip
 """Label spellings understood without a `label_map`; JSON true/false and 1/0 are looked up as these strings."""
@@ -75,13 +75,15 @@ class DataSpec(Section):
     """Which feedback. An entry is a path, a glob, a URI, or `feedback` / `feedback:<n>`: the server's own log.
 
     `format`: `auto` detects each file's, or an importer's name, or `{map: ...}`. `label_map` `auto`: the common
-    spellings and the format's own; a value of null makes a spelling neutral. `conflicts`: votes of different people on
+    spellings and the format's own; a value of null makes a spelling neutral. `score`: which one, where a product keeps
+    many kinds. `conflicts`: votes of different people on
     one answer are all kept, or only those of the majority. `max_votes_per_user`: the newest so many count.
     """
 
     feedback: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(min_length=1)
     format: str | FieldMap = "auto"
     label_map: Annotated[dict[str, StrictBool | None] | Auto, BeforeValidator(_label_spellings)] = "auto"
+    score: str | None = None
     conflicts: Literal["keep", "majority"] = "keep"
     duplicates: Literal["drop", "keep"] = "drop"
     max_votes_per_user: Annotated[int, Field(ge=1)] | None = None

@@ -1,4 +1,4 @@
-"""What makes two votes the same vote, two answers the same answer, two prompts the same prompt; and who voted, hashed.
+"""What makes two votes the same vote, two answers the same answer, two prompts the same prompt.
 
 All are hashes of content or of the log's own names, so that they do not depend on where and when a row was read.
 """
@@ -6,13 +6,9 @@ All are hashes of content or of the log's own names, so that they do not depend 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
-
-_HASHED = re.compile(r"u-[0-9a-f]{24}")
 
 Row = Mapping[str, Any]
 """A row of schema.PARSED or SETTLED."""
@@ -34,9 +30,12 @@ def bucket_of_name(name: str, bits: int) -> int:
 
 
 def response_key(row: Row) -> str:
-    """The answer a vote is about: its id, else its text with its prompt in its conversation."""
+    """The answer a vote is about: its id and its prompt, else its text with its prompt in its conversation.
+
+    The prompt is part of it because ids repeat (row numbers of several files do), and because votes meet by prompt.
+    """
     if row["response_id"] is not None:
-        return f"id:{row['response_id']}"
+        return f"id:{row['prompt_hash']}:{row['response_id']}"
     return "text:" + _digest(row["conversation_id"], row["prompt"], row["completion"])
 
 
@@ -49,7 +48,7 @@ def vote_key(row: Row) -> str:
     if row["response_id"] is not None:
         return f"answer:{row['user']}:{response_key(row)}"
     if row["id"] != default_id(row["file"], row["position"], row["entry"]):
-        return f"vote:{row['user']}:{row['id']}"
+        return f"vote:{row['user']}:{row['prompt_hash']}:{row['id']}"
     if row["user"] is not None:
         return f"user:{row['user']}:{response_key(row)}"
     return "content:" + content_key(row)
@@ -65,13 +64,6 @@ def default_id(file: str, position: int, entry: int) -> str:
     """The id of a vote whose log names none: where it stood. Files of one name in two places differ."""
     name = f"{file.rpartition('/')[2]}@{hashlib.sha256(file.encode()).hexdigest()[:6]}"
     return f"{name}:{position}" + (f":{entry}" if entry else "")
-
-
-def hash_user(user: str, salt: bytes) -> str:
-    """A person's stable pseudonym, `u-` and 24 hex digits; one that is a pseudonym already stays as it is."""
-    if _HASHED.fullmatch(user):
-        return user
-    return "u-" + hmac.new(salt, user.encode(), hashlib.sha256).hexdigest()[:24]
 
 
 def _hash64(text: str) -> int:

@@ -15,16 +15,25 @@ from bco_ray.feedback import identity
 from bco_ray.feedback.blocks import vote_row
 from bco_ray.feedback.formats.entry import Entry, Format
 from bco_ray.feedback.formats.registry import by_name, mapped
-from bco_ray.feedback.parsing import LabelMap, read_entries, resolve_label, to_row
+from bco_ray.feedback.parsing import (
+    LabelMap,
+    name_of,
+    read_entries,
+    refuse_half_characters,
+    resolve_label,
+    to_row,
+)
 from bco_ray.schema import PARSED
 from bco_ray.storage.quarantine import Quarantine
+from bco_ray.storage.salt import hash_user
 
 
 @dataclass(frozen=True)
 class ImportStage:
     """Reads LINES into PARSED. `formats`: importer's name by file; `label_map` None: common words and the format's.
 
-    Refused entries go to `books`; people's names leave this stage only as pseudonyms made with `salt`.
+    Refused entries go to `books`; people's names leave this stage only as pseudonyms made with `salt`. `score`: of a
+    product's many kinds of scores the one to read. `erased`: pseudonyms and vote ids of which nothing may be kept.
     """
 
     books: Quarantine
@@ -34,6 +43,8 @@ class ImportStage:
     common_labels: LabelMap
     bits: int
     salt: bytes = field(repr=False)
+    score: str | None = None
+    erased: frozenset[str] = field(default_factory=frozenset)
 
     def __call__(self, lines: pa.Table) -> Iterator[pa.Table]:
         """One block in (LINES), one out (PARSED)."""
@@ -45,7 +56,7 @@ class ImportStage:
         for row in rows:
             for number, outcome in enumerate(self._outcomes(row)):
                 if isinstance(outcome, Refused):
-                    refused.append(_refusal(row, outcome))
+                    refused.append(self._refusal(row, outcome))
                 else:
                     kept.append({"file": row["file"], "position": row["position"], "entry": number} | outcome)
         responses = sum(1 for row in kept if row["kind"] == "response")
@@ -60,12 +71,17 @@ class ImportStage:
             return
         format_ = self.format_of(row["file"])
         for number, entry in enumerate(read_entries(row["raw"], format_)):
+            if isinstance(entry, Refused):
+                yield entry
+                continue
             try:
-                yield entry if isinstance(entry, Refused) else self._parsed(entry, format_, row, number)
+                yield self._parsed(entry, format_, row, number)
             except Refused as verdict:
+                verdict.user = name_or_nobody(entry)
                 yield verdict
 
     def _parsed(self, entry: Entry, format_: Format, row: dict[str, Any], number: int) -> dict[str, Any]:
+        self._refuse_other_scores(entry)
         fields = self._with_pseudonym(entry.fields)
         if entry.kind != "response":
             fields |= resolve_label(fields, self.labels_of(format_))
@@ -75,25 +91,41 @@ class ImportStage:
         return self._half(entry, fields, default_id)
 
     def _half(self, entry: Entry, fields: dict[str, Any], default_id: str) -> dict[str, Any]:
-        name = fields.get("response_id")
-        if not isinstance(name, str) or not name:
+        name = name_of(fields.get("response_id"), "response_id")
+        if name is None:
             raise Refused("missing_response_id", f"a {entry.kind} without the id of its answer cannot be joined")
+        fields["response_id"] = name
         if entry.kind == "rating":
             fields.setdefault("id", default_id)
         try:
             half = json.dumps(fields, ensure_ascii=False, allow_nan=False)
         except (ValueError, TypeError, RecursionError) as error:
             raise Refused("invalid_field", str(error)) from None
+        refuse_half_characters([half])
         bucket = identity.bucket_of_name(name, self.bits)
         return {"kind": entry.kind, "bucket": bucket, "response_id": name, "half": half}
 
     def _with_pseudonym(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        user = fields.get("user")
-        if user is None or user == "":
-            return {**fields, "user": None}
-        if not isinstance(user, str | int):
-            raise Refused("invalid_field", f"user: {type(user).__name__} is no name")
-        return {**fields, "user": identity.hash_user(str(user), self.salt)}
+        user = name_of(fields.get("user"), "user")
+        refuse_half_characters([user])
+        return {**fields, "user": None if user is None else hash_user(user, self.salt)}
+
+    def _refuse_other_scores(self, entry: Entry) -> None:
+        name = (entry.fields.get("metadata") or {}).get("score")
+        if self.score is not None and name is not None and name != self.score:
+            raise Refused("other_score", f"the score {name!r}; data.score is {self.score!r}")
+
+    def _refusal(self, row: dict[str, Any], verdict: Refused) -> dict[str, Any]:
+        """For quarantine: as it was read, but the voter (if known) as pseudonym, and nothing of who is erased."""
+        raw, user = row["raw"], verdict.user
+        pseudonym = None if user is None else hash_user(user, self.salt)
+        if pseudonym in self.erased or any(name.encode() in raw for name in self.erased):
+            raw, verdict = b"", Refused(verdict.reason, "erased on request")
+        elif user and pseudonym:
+            raw = raw.replace(json.dumps(user).encode(), json.dumps(pseudonym).encode())
+            raw = raw.replace(json.dumps(user, ensure_ascii=False).encode(), json.dumps(pseudonym).encode())
+        place = {"file": row["file"], "position": row["position"]}
+        return place | {"reason": verdict.reason, "detail": verdict.detail, "raw": raw}
 
     def format_of(self, file: str) -> Format:
         """The importer for a file."""
@@ -108,6 +140,11 @@ class ImportStage:
         return self.label_map if self.label_map is not None else {**self.common_labels, **format_.label_map}
 
 
-def _refusal(row: dict[str, Any], verdict: Refused) -> dict[str, Any]:
-    place = {"file": row["file"], "position": row["position"]}
-    return place | {"reason": verdict.reason, "detail": verdict.detail, "raw": row["raw"]}
+def name_or_nobody(entry: Entry) -> str | None:
+    """Who voted, as the export says; None if that is no name."""
+    try:
+        user = name_of(entry.fields.get("user"), "user")
+        refuse_half_characters([user])
+    except Refused:
+        return None
+    return user

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ class JoinStage:
 
     books: Quarantine
     bits: int
+    erased: frozenset[str] = field(default_factory=frozenset)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Any number of whole buckets in."""
@@ -41,15 +42,22 @@ class JoinStage:
                 joined.append(place_of(rating) | self._vote(rating, answers.get(rating["response_id"])))
                 voted.add(rating["response_id"])
             except Refused as verdict:
-                refused.append(drop(rating, verdict))
+                known = {**rating, "half": None} if verdict.reason == "erased" or self._is_erased(rating) else rating
+                refused.append(drop(known, verdict))
         notes = {"voted": len(voted), "unvoted": len(answers) - len(voted)}
         self.books.write(("join", bucket), len(joined) + len(refused), refused, notes=notes)
         return joined
+
+    def _is_erased(self, rating: Row) -> bool:
+        voted = json.loads(rating["half"]) if self.erased else {}
+        return not self.erased.isdisjoint({voted.get("user"), voted.get("id")})
 
     def _vote(self, rating: Row, answer: Row | None) -> Row:
         if answer is None:
             raise Refused("no_response", f"no answer with the id {rating['response_id']!r} in these files")
         said, voted = json.loads(answer["half"]), json.loads(rating["half"])
+        if self.erased and not self.erased.isdisjoint({voted["user"], said["user"], voted["id"]}):
+            raise Refused("erased", "erased on request")
         metadata = {**(said.get("metadata") or {}), **(voted.get("metadata") or {})}
         fields = {**said, **{name: value for name, value in voted.items() if value is not None}}
         fields |= {"label": voted["label"], "label_raw": voted["label_raw"], "metadata": metadata}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ LabelMap = Mapping[str, bool | None]
 """Spelling of a label -> thumbs-up, thumbs-down, or None for neutral."""
 
 _PASSED = frozenset(Record.model_fields) - {"id", "prompt", "completion", "label", "label_raw"}
+_NAMES = ("response_id", "conversation_id", "source", "model", "user")
 _BOOLEANS: LabelMap = {"true": True, "false": False}
 
 
@@ -52,8 +53,9 @@ def to_row(fields: Mapping[str, Any], *, default_id: str) -> dict[str, Any]:
     `prompt` and `completion` may be text or a list of messages.
     """
     values = {key: value for key, value in fields.items() if key in _PASSED and value is not None}
+    values |= {key: name_of(fields.get(key), key) for key in _NAMES}
     values |= {
-        "id": str(fields.get("id") or default_id),
+        "id": name_of(fields.get("id"), "id") or default_id,
         "prompt": _messages(fields, "prompt", role="user"),
         "completion": _messages(fields, "completion", role="assistant"),
         "label": fields["label"],
@@ -67,7 +69,30 @@ def to_row(fields: Mapping[str, Any], *, default_id: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # nested deeper than can be written down again
         raise Refused("invalid_field", str(error)) from None
     _refuse_empty(record)
+    refuse_half_characters(row.values())
     return row
+
+
+def name_of(value: Any, what: str) -> str | None:
+    """An id or a name as text: numbers as they are written (12.0 is 12), nothing for empty text. Raises Refused."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or value == "":
+        return None
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    raise Refused("invalid_field", f"{what}: {type(value).__name__} is no name")
+
+
+def refuse_half_characters(values: Iterable[Any]) -> None:
+    """Raises Refused for text (or a list of texts) that holds half of a surrogate pair: no file could hold it."""
+    try:
+        for value in values:
+            for text in value if isinstance(value, list) else (value,):
+                if isinstance(text, str):
+                    text.encode()
+    except UnicodeEncodeError:
+        raise Refused("invalid_text", "a string holds half of a surrogate pair, which is no text") from None
 
 
 def _object(raw: bytes) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from bco_ray.feedback.joining import JoinStage
 from bco_ray.feedback.lines import LineSource
 from bco_ray.feedback.parts import PartStage
 from bco_ray.feedback.settling import CapStage, SettleStage
+from bco_ray.feedback.sizes import unpacked_bytes
 from bco_ray.feedback.sources import SourceFile
 from bco_ray.feedback.statistics import LogSums
 from bco_ray.schema import RECORDS
@@ -37,8 +38,6 @@ ROWS_PER_BLOCK = 1024
 BUCKET_BYTES = 16 << 20
 LEAST_BITS, MOST_BITS = 3, 16
 ONE_BLOCK_BYTES = 64 << 20
-UNPACKED = {".gz": 6, ".zst": 6, ".parquet": 3}
-"""About how many bytes of JSON one byte of such a file holds."""
 
 Progress = Callable[[float, float | None, str], None]
 
@@ -62,7 +61,7 @@ class RecordsJob:
 
     def together(self, rows: ray.data.Dataset, key: str) -> ray.data.Dataset:
         """Rows with one key in one block: by a shuffle, or all in one where that would take longer than the work."""
-        if _unpacked_bytes(self.sources) <= ONE_BLOCK_BYTES:
+        if unpacked_bytes(self.sources) <= ONE_BLOCK_BYTES:
             return rows.repartition(1)
         return rows.repartition(2**self.bits, keys=[key])
 
@@ -73,11 +72,7 @@ class RecordsJob:
 
 def bits_for(sources: Sequence[SourceFile]) -> int:
     """How finely a log of this size is cut."""
-    return min(MOST_BITS, max(LEAST_BITS, math.ceil(math.log2(max(1, _unpacked_bytes(sources) / BUCKET_BYTES)))))
-
-
-def _unpacked_bytes(sources: Sequence[SourceFile]) -> int:
-    return sum(s.bytes * next((f for e, f in UNPACKED.items() if s.path.endswith(e)), 1) for s in sources)
+    return min(MOST_BITS, max(LEAST_BITS, math.ceil(math.log2(max(1, unpacked_bytes(tuple(sources)) / BUCKET_BYTES)))))
 
 
 def read_records(job: RecordsJob, progress: Progress) -> RecordsManifest:
@@ -97,7 +92,7 @@ def _run(job: RecordsJob, progress: Progress) -> tuple[list[PartFacts], LogSums]
     rows = ray.data.read_datasource(LineSource(list(job.sources))).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
     votes = _map(rows, job.importing)
     if job.joins:
-        votes = _map(job.together(votes, "bucket"), JoinStage(job.books("join"), job.bits))
+        votes = _map(job.together(votes, "bucket"), JoinStage(job.books("join"), job.bits, job.settle.rules.erased))
     votes = job.together(votes, "bucket")
     write = PartStage(job.directory, job.settle.file_order)
     if job.max_votes_per_user is None:

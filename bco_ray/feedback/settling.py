@@ -5,6 +5,7 @@ Every stage sees whole buckets: all votes on a prompt (or of a user) together, s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -82,11 +83,14 @@ class CapStage:
 
 def settle(votes: Sequence[Row], rules: Rules, file_order: Mapping[str, int]) -> tuple[list[Row], list[Verdict]]:
     """(votes that count, the others with the reason) among all votes on some prompts."""
-    allowed, dropped = _without_erased(votes, rules.erased)
-    last, replaced = _last_of_each(allowed, rules, file_order)
-    kept = [row for row in last if row["label"] is not None]
+    last, dropped = _last_of_each(votes, rules, file_order)
     neutral = Refused("neutral", "the last vote of this user on this answer is neither up nor down")
-    dropped += replaced + [(row, neutral) for row in last if row["label"] is None]
+    dropped += [(row, neutral) for row in last if row["label"] is None]
+    kept = [row for row in last if row["label"] is not None]
+    if rules.erased:  # after the last vote is known: to erase it does not bring back the one before
+        dropped = [_blanked(row, verdict, rules.erased) for row, verdict in dropped]
+        dropped += [_blanked(row, Refused("erased", ""), rules.erased) for row in kept if _named(row, rules.erased)]
+        kept = [row for row in kept if not _named(row, rules.erased)]
     if rules.conflicts == "majority":
         kept, outvoted = _majority(kept)
         dropped += outvoted
@@ -100,15 +104,15 @@ def age_key(row: Row, file_order: Mapping[str, int]) -> tuple[float, int, int, i
     return (changed if changed is not None else float("-inf"), *place)
 
 
-def _without_erased(votes: Sequence[Row], erased: frozenset[str]) -> tuple[list[Row], list[Verdict]]:
-    kept: list[Row] = []
-    dropped: list[Verdict] = []
-    for row in votes:
-        if erased and (row["user"] in erased or row["id"] in erased):
-            dropped.append(({**place_of(row), "id": row["id"]}, Refused("erased", "erased on request")))
-        else:
-            kept.append(row)
-    return kept, dropped
+def _named(row: Row, erased: frozenset[str]) -> bool:
+    return row["user"] in erased or row["id"] in erased
+
+
+def _blanked(row: Row, verdict: Refused, erased: frozenset[str]) -> Verdict:
+    """Of an erased row nothing is kept but its place."""
+    if not _named(row, erased):
+        return row, verdict
+    return {**place_of(row), "id": row["id"]}, Refused("erased", "erased on request")
 
 
 def _last_of_each(votes: Sequence[Row], rules: Rules, file_order: Mapping[str, int]) -> tuple[list[Row], list[Verdict]]:
@@ -121,10 +125,21 @@ def _last_of_each(votes: Sequence[Row], rules: Rules, file_order: Mapping[str, i
     last: list[Row] = []
     replaced: list[Verdict] = []
     for group in by_vote.values():
+        if scores := _several_scores(group):
+            replaced += [(row, Refused("several_scores", f"{scores}: say which one, with data.score")) for row in group]
+            continue
         *older, newest = sorted(group, key=lambda row: age_key(row, file_order))
         last.append(newest)
         replaced += [(row, _why_replaced(row, newest)) for row in older]
     return last, replaced
+
+
+def _several_scores(group: list[Row]) -> str:
+    """The names of a person's different scores of one answer: no two of them are one vote that changed."""
+    if len(group) == 1 or not all('"score"' in row["metadata"] for row in group):
+        return ""
+    names = {str(json.loads(row["metadata"]).get("score")) for row in group}
+    return ", ".join(sorted(names)) if len(names) > 1 else ""
 
 
 def _why_replaced(row: Row, by: Row) -> Refused:

@@ -15,7 +15,8 @@ READABLE = (*(f".{kind}{packed}" for kind in _TEXT for packed in ("", ".gz", ".z
 _KIND = re.compile(r"\.(?:(jsonl|ndjson|json|csv)(?:\.(gz|zst))?|(parquet|arrow))$", re.IGNORECASE)
 
 _BESIDE = re.compile(
-    r"[._].*|cache-.*\.arrow|(?:state|dataset_dict|dataset_infos?)\.json|(?:manifest|import)(?:-.*)?\.json"
+    r"[._].*|cache-.*\.arrow|(?:state|dataset_dict|dataset_infos?)\.json"
+    r"|manifest(?:-\d+)?\.json|import-[0-9a-f]{16}\.json"
 )
 """Names that lie beside data without being any: hidden files, what `datasets` keeps there, and our own manifests."""
 

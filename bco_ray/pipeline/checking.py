@@ -25,8 +25,8 @@ def check_result(
     books = [directory for root in (log.directory / "quarantine", quarantine) if root for directory in _books(root)]
     examples: dict[str, list[dict[str, Any]]] = {}
     for directory in books:
-        for reason, rows in Quarantine(directory).examples_by_reason(EXAMPLES_PER_REASON).items():
-            examples.setdefault(reason, []).extend(rows)
+        wanted = {reason: count for reason, count in drops.items() if reason not in examples}
+        examples |= Quarantine(directory).examples_by_reason(EXAMPLES_PER_REASON, wanted)
     return CheckResult(
         files=[{"path": s.path, "format": s.format, "bytes": s.bytes} for s in log.sources],
         read=records.read,

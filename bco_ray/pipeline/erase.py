@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bco_ray.errors import SpecError, StorageError
-from bco_ray.feedback.identity import hash_user
 from bco_ray.feedback.statistics import LogSums
 from bco_ray.storage import erasures, files
 from bco_ray.storage.export import erase_segments
@@ -29,7 +28,7 @@ from bco_ray.storage.feedback_log import FeedbackLog, LogErasure
 from bco_ray.storage.quarantine import blank_mentions
 from bco_ray.storage.records import erase_records
 from bco_ray.storage.registry import ModelVersion, Registry
-from bco_ray.storage.salt import user_salt
+from bco_ray.storage.salt import SALT_FILE, SALT_VARIABLE, hash_user, user_salt
 from bco_ray.storage.scored import tombstone
 from bco_ray.storage.tables import DATABASE
 from bco_ray.telemetry import Phases
@@ -77,6 +76,12 @@ class Erased:
         return re.compile(f"{_BEFORE}(?:{words}){_AFTER}".encode()) if words else None
 
 
+NOBODY = (
+    " Nothing was found: names are looked up as your product spells them, and pseudonyms with this storage's salt "
+    f"(${SALT_VARIABLE}, else its file {SALT_FILE})."
+)
+
+
 def erase_votes(storage: Path, *, users: Sequence[str], ids: Sequence[str], phases: Phases) -> dict[str, Any]:
     """What was removed, and the model versions that have seen it. Doing it again changes nothing more.
 
@@ -109,7 +114,7 @@ def erase_votes(storage: Path, *, users: Sequence[str], ids: Sequence[str], phas
         "completions": log.completions,
         "models": models,
         "skipped": sweep.skipped,
-        "note": _note(models, sweep.skipped),
+        "note": _note(models, sweep.skipped) + ("" if models or log.votes + segments + sweep.records else NOBODY),
     }
 
 
@@ -168,11 +173,12 @@ def erase_scored(directory: Path, erased: Erased) -> int:
     blank_mentions(directory, erased.mentioned, amendment.begin)
     if any(erasures.matching_rows(shard, erased.rows) for shard in _parts(directory)):
         amendment.begin()
+    report = directory / "report" / "report.json"  # it shows prompts and refused rows, also the records' own
+    if amendment.pending or (report.is_file() and erased.mentioned(report.read_bytes())):
+        shutil.rmtree(directory / "report", ignore_errors=True)  # `bco data report` makes it again
     if not amendment.pending:
         return 0
     rows = tombstone(directory, erased.rows)
-    if (directory / "report").is_dir():
-        shutil.rmtree(directory / "report")  # it shows prompts; `bco data report` makes it again
     erasures.renew_manifest(directory, {})
     amendment.finish()
     return rows

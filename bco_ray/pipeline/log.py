@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bco_ray.config import DataSpec
 from bco_ray.config.spec import DEFAULT_LABEL_MAP, FieldMap
-from bco_ray.errors import SpecError
+from bco_ray.errors import SpecError, StorageError
 from bco_ray.feedback.formats.registry import by_name, detect, mapped
 from bco_ray.feedback.importing import ImportStage
 from bco_ray.feedback.lines import first_rows
@@ -24,6 +24,7 @@ from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.quarantine import Quarantine
 from bco_ray.storage.records import RecordsManifest, load_records
 from bco_ray.storage.salt import user_salt
+from bco_ray.storage.tables import DATABASE
 from bco_ray.telemetry import Phases
 
 RECORDS_FORMAT = 1
@@ -70,6 +71,8 @@ class ResolvedLog:
             common_labels=DEFAULT_LABEL_MAP,
             bits=bits_for(self.sources),
             salt=self.salt,
+            score=self.data.score,
+            erased=self.erased,
         )
         rules = Rules(self.data.conflicts, self.data.duplicates, self.erased)
         order = {source.path: number for number, source in enumerate(self.sources)}
@@ -87,9 +90,9 @@ class ResolvedLog:
 def resolve_log(data: DataSpec, storage: Path) -> ResolvedLog:
     """Pin what the entries mean now. Raises SpecError or DataError naming the entry."""
     own = [entry for entry in data.feedback if entry == "feedback" or entry.startswith("feedback:")]
-    others = expand([entry for entry in data.feedback if entry not in own])
     manifests = [own_log(storage, entry) for entry in own]
     segments = [str(storage / "feedback" / segment.file) for manifest in manifests for segment in manifest.segments]
+    others = [s for s in expand([entry for entry in data.feedback if entry not in own]) if s.path not in segments]
     sources = [replace(s, format="canonical") for s in expand(segments)] + with_formats(others, data.format)
     pinned = [f"feedback:{manifest.number}" for manifest in manifests] + [source.path for source in others]
     data = data.model_copy(update={"feedback": list(dict.fromkeys(pinned))})
@@ -102,7 +105,16 @@ def read_log(log: ResolvedLog, phases: Phases) -> RecordsManifest:
         if files.is_committed(log.directory):
             advance(1, 1, "was done already")
             return load_records(log.directory)
-        return read_records(log.job(), advance)
+        records = read_records(log.job(), advance)
+    require_nobody_erased_since(log)
+    return records
+
+
+def require_nobody_erased_since(log: ResolvedLog) -> None:
+    """Raises StorageError, and takes back what was just read, if somebody was erased while it was."""
+    if erased_names(log.storage) != log.erased:
+        (log.directory / files.MANIFEST).unlink(missing_ok=True)
+        raise StorageError(f"{log.directory}: votes were erased while the log was read. Run it again.")
 
 
 def with_formats(sources: Sequence[SourceFile], wanted: str | FieldMap) -> list[SourceFile]:
@@ -125,12 +137,14 @@ def own_log(storage: Path, entry: str) -> FeedbackManifest:
     """The manifest that `feedback` (everything up to now, exported) or `feedback:<n>` means."""
     number = entry.partition(":")[2]
     if number:
-        if not number.isdigit():
+        if not (number.isascii() and number.isdigit()):
             raise SpecError(f"data.feedback: {entry}: write feedback or feedback:<manifest number>.")
         manifest: FeedbackManifest | None = load_manifest(storage / "feedback", int(number))
+    elif not (storage / DATABASE).is_file():
+        manifest = None
     else:
         manifest = export(FeedbackLog.open(storage), storage / "feedback")
     if manifest is None:
-        raise SpecError(f"data.feedback: the server's log in {storage} has no votes yet.")
+        raise SpecError(f"data.feedback: the server's log in {storage} has no votes yet (--storage names another).")
     verify_segments(storage / "feedback", manifest)
     return manifest

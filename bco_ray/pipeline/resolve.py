@@ -16,7 +16,7 @@ from bco_ray.text import load_tokenizer
 
 LARGE_MODEL_WEIGHTS = 3_000_000_000
 
-SCORING_FORMAT = 2
+SCORING_FORMAT = 3
 """Part of every scored directory's address: raised when the same rows would come out as other tokens or numbers."""
 
 

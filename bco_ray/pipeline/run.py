@@ -17,7 +17,7 @@ from bco_ray.objective.shift import RewardShift
 from bco_ray.pipeline.card import model_card
 from bco_ray.pipeline.checking import require_usable
 from bco_ray.pipeline.lineage import lineage_of
-from bco_ray.pipeline.log import read_log
+from bco_ray.pipeline.log import read_log, require_nobody_erased_since
 from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.scoring.parts import Caches
 from bco_ray.scoring.reference import BY_REFERENCE, ReferenceModel
@@ -63,7 +63,9 @@ def score_job(job: ResolvedJob, phases: Phases) -> ScoredManifest:
         if files.is_committed(job.scored_directory):
             advance(1, 1, "was done already")
             return load_scored(job.scored_directory)
-        return score(job.log.directory, scoring_job(job), advance)
+        scored = score(job.log.directory, scoring_job(job), advance)
+    require_nobody_erased_since(job.log)
+    return scored
 
 
 def scoring_job(job: ResolvedJob) -> ScoringJob:

@@ -101,7 +101,7 @@ class Tokenizing:
         }
 
     def _encode(self, record: Record) -> Encoded:
-        if record.metadata.get("endpoint") == "text":
+        if record.metadata.get("endpoint") == "text" and "choice_index" in record.metadata:
             raise Refused("raw_prompt", "an answer to /v1/completions: its prompt never went through the chat template")
         tokenizer, ends = _tokenizer(self.model_directory)
         return encode(

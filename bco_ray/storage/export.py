@@ -2,15 +2,15 @@
 
 `manifest-<n>.json` is written last and never changed (but by an erasure); a training round pins one. Segments hold
 every event up to its watermark, withdrawals too (label null): the last event of a user on an answer is the one that
-counts, which whoever reads them decides. A segment that no manifest names is a leftover of a killed export; the next
-export removes it.
+counts, which whoever reads them decides. People are pseudonyms here. A segment that no manifest names is a leftover of
+a killed export; the next export removes it.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from bco_ray.errors import StorageError
 from bco_ray.schema import RECORDS, Record, record_to_row
 from bco_ray.storage import erasures, files
 from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.salt import hash_user, user_salt
 from bco_ray.storage.tables import NOT_ERASED, completions, reading, votes
 
 SEGMENT_ROWS = 20_000
@@ -149,7 +150,9 @@ def _as_it_is(directory: Path, segment: Segment) -> Segment:
 
 def _extend(connection: sa.Connection, directory: Path, last: FeedbackManifest | None, until: int) -> FeedbackManifest:
     segments = list(last.segments) if last else []
-    for first, final, rows in _chunks(connection, last.watermark if last else 0, until):
+    salt = user_salt(directory.parent)
+    for first, final, found in _chunks(connection, last.watermark if last else 0, until):
+        rows = [record_to_row(_record(row, salt)) for row in found]
         segments.append(_write_segment(directory, first, final, rows))
     manifest = FeedbackManifest(
         number=last.number + 1 if last else 1,
@@ -161,14 +164,14 @@ def _extend(connection: sa.Connection, directory: Path, last: FeedbackManifest |
     return manifest
 
 
-def _chunks(connection: sa.Connection, since: int, until: int) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
-    """(from_seq, to_seq, rows) of each new segment; together they cover since < seq <= until without gaps."""
+def _chunks(connection: sa.Connection, since: int, until: int) -> Iterator[tuple[int, int, Sequence[sa.RowMapping]]]:
+    """(from_seq, to_seq, events) of each new segment; together they cover since < seq <= until without gaps."""
     while since < until:
         found = connection.execute(_events(since, until).limit(SEGMENT_ROWS)).mappings().all()
         if not found:
             return
         final = until if len(found) < SEGMENT_ROWS else int(found[-1]["seq"])
-        yield since + 1, final, [record_to_row(_record(row)) for row in found]
+        yield since + 1, final, found
         since = final
 
 
@@ -180,7 +183,7 @@ def _write_segment(directory: Path, first: int, final: int, rows: list[dict[str,
     return Segment(file=path.name, rows=len(rows), from_seq=first, to_seq=final, sha256=files.sha256(path))
 
 
-def _record(row: sa.RowMapping) -> Record:
+def _record(row: sa.RowMapping, salt: bytes) -> Record:
     choice = row["choices"][row["choice_index"]]
     facts = {name: row[name] for name in ("response_id", "choice_index", "endpoint")}
     facts |= {name: choice[name] for name in ("finish_reason", "ended")}
@@ -191,7 +194,7 @@ def _record(row: sa.RowMapping) -> Record:
             "completion": [{"role": "assistant", "content": choice["text"]}],
             "label_raw": None if row["label"] is None else str(row["label"]).lower(),
             "response_id": choice_id(row["response_id"], row["choice_index"]),
-            "user": row["user"] or None,
+            "user": hash_user(row["user"], salt) if row["user"] else None,
             "created_at": row["created_at"],
             "updated_at": row["created_at"],
             "metadata": {**row["metadata"], **facts},

@@ -74,13 +74,17 @@ class Quarantine:
             drops.update({c["values"]: c["counts"] for c in counts})
         return Tally(read, dict(sorted(drops.items())), dict(notes))
 
-    def examples_by_reason(self, count: int) -> dict[str, list[dict[str, Any]]]:
-        """Up to `count` refused rows of each reason, the first ones found."""
+    def examples_by_reason(self, count: int, drops: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
+        """Up to `count` refused rows of each reason in `drops`, the first ones found; nothing beyond is read."""
         found: dict[str, list[dict[str, Any]]] = {}
+        wanted = {reason: min(count, dropped) for reason, dropped in drops.items()}
         for path in self._files():
-            for row in pq.read_table(path).to_pylist():
-                if len(rows := found.setdefault(row["reason"], [])) < count:
-                    rows.append(row)
+            if not any(wanted.values()):
+                break
+            for number, reason in enumerate(pq.read_table(path, columns=["reason"])["reason"].to_pylist()):
+                if wanted.get(reason, 0):
+                    wanted[reason] -= 1
+                    found.setdefault(reason, []).extend(pq.read_table(path).slice(number, 1).to_pylist())
         return dict(sorted(found.items()))
 
     def examples(self, count: int) -> list[dict[str, Any]]:

@@ -1,8 +1,11 @@
-"""The secret that pseudonyms of voters are made with: one per storage directory, made when it is first needed."""
+"""Pseudonyms of voters, and the secret they are made with: one per storage directory, made when first needed."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from bco_ray.errors import StorageError
 SALT_FILE = "user-salt"
 SALT_VARIABLE = "BCO_USER_SALT"
 LEAST_BYTES = 16
+
+_HASHED = re.compile(r"u-[0-9a-f]{24}")
 
 
 def user_salt(storage: Path) -> bytes:
@@ -24,6 +29,13 @@ def user_salt(storage: Path) -> bytes:
         where = f"${SALT_VARIABLE}" if given else str(storage / SALT_FILE)
         raise StorageError(f"{where}: a salt needs at least {LEAST_BYTES} bytes, found {len(salt)}.")
     return salt
+
+
+def hash_user(user: str, salt: bytes) -> str:
+    """A person's stable pseudonym, `u-` and 24 hex digits; one that is a pseudonym already stays as it is."""
+    if _HASHED.fullmatch(user):
+        return user
+    return "u-" + hmac.new(salt, user.encode(), hashlib.sha256).hexdigest()[:24]
 
 
 def _kept(path: Path) -> bytes:

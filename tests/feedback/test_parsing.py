@@ -46,11 +46,28 @@ def test_equal_labels_in_different_spellings(spelling: Any, label: bool) -> None
     assert parse(row(label=spelling)).label is label
 
 
-@pytest.mark.parametrize("spelling", ["yes", "True", "", 2, -1, 0.5, float("nan"), [], {"a": 1}, [True]])
+@pytest.mark.parametrize("spelling", ["yes", "TRUE", "", 2, -1, 0.5, float("nan"), [], {"a": 1}, [True]])
 def test_a_label_outside_the_map_is_refused_never_truthy(spelling: Any) -> None:
     with pytest.raises(Refused) as verdict:
         parse(row(label=spelling))
     assert verdict.value.reason == "unknown_label"
+
+
+def test_ids_and_names_as_data_frames_write_them() -> None:
+    record = parse(row(response_id=12, conversation_id=3.0, user=12.0, source="", id=0))
+    assert (record.response_id, record.conversation_id, record.user, record.source) == ("12", "3", "12", None)
+    assert record.id == "0"
+    assert parse(row(response_id="", id="")).response_id is None
+    for name in ("user", "response_id", "id"):
+        with pytest.raises(Refused, match=f"{name}: bool is no name"):
+            parse(row(**{name: True}))
+
+
+@pytest.mark.parametrize(
+    "time", [1767323045, 1767323045000, 1767323045e6, "1767323045", "1767323045000", "2026-01-02T03:04:05"]
+)
+def test_times_in_every_unit_are_seconds(time: Any) -> None:
+    assert parse(row(updated_at=time)).updated_at == 1767323045.0
 
 
 def test_a_map_of_ones_own() -> None:
@@ -85,6 +102,8 @@ def test_null_is_neutral_and_so_is_what_the_map_says() -> None:
         (row(weight=-1), "invalid_field"),
         (row(weight=float("nan")), "invalid_field"),
         (row(created_at="yesterday"), "invalid_field"),
+        (row(created_at=float("nan")), "invalid_field"),
+        (row(created_at=float("inf")), "invalid_field"),
         (row(tags="one"), "invalid_field"),
         (row(weight=1e39), "invalid_field"),
         (row(metadata={"a": json.loads("[" * 300 + "]" * 300)}), "invalid_field"),

@@ -14,6 +14,7 @@ from bco_ray.feedback import identity
 from bco_ray.feedback.blocks import vote_row
 from bco_ray.feedback.settling import Rules, settle
 from bco_ray.schema import Message, Record, record_to_row
+from bco_ray.storage.salt import hash_user
 
 ORDER = {"a.jsonl": 0, "b.jsonl": 1}
 
@@ -57,6 +58,21 @@ def test_an_answer_is_known_by_its_id_or_by_its_text_in_its_conversation() -> No
     assert outcome(without_id) == ([1, 2], {"superseded": 1})
 
 
+def test_ids_that_repeat_on_other_prompts_are_other_votes() -> None:
+    """Row numbers of several files do; and whether two prompts meet in a bucket must not matter."""
+    other = [Message(role="user", content="And now?")]
+    for fields in ({"id": "7"}, {"response_id": "7"}, {"response_id": "7", "user": "u"}):
+        assert outcome([vote(0, **fields), vote(1, prompt=other, **fields)]) == ([0, 1], {})
+
+
+def test_scores_of_two_names_are_no_change_of_mind() -> None:
+    said = [vote(n, response_id="r", user="u", metadata={"score": name}) for n, name in enumerate(["thumb", "toxic"])]
+    assert outcome(said) == ([], {"several_scores": 2})
+    assert outcome([*said[:1], vote(2, response_id="r", user="u", metadata={"score": "thumb"}, label=False)]) == (
+        [2], {"superseded": 1},
+    )  # fmt: skip
+
+
 def test_copies_of_a_vote_are_told_from_changes_of_mind() -> None:
     votes = [vote(0, user="u", created_at=5.0), vote(0, file="b.jsonl", user="u", created_at=5.0)]
     assert outcome(votes) == ([0], {"duplicate": 1})
@@ -86,7 +102,7 @@ def test_votes_of_different_people_are_kept_or_the_majority_decides() -> None:
 
 
 def test_erased_people_and_votes_leave_no_text_behind() -> None:
-    gone = identity.hash_user("ann", b"0" * 16)
+    gone = hash_user("ann", b"0" * 16)
     votes = [vote(0, user=gone, comment="secret"), vote(1, id="fb-1"), vote(2, id="fb-2")]
     kept, dropped = settle(votes, Rules(erased=frozenset({gone, "fb-1"})), ORDER)
     assert [row["id"] for row in kept] == ["fb-2"]
@@ -94,12 +110,17 @@ def test_erased_people_and_votes_leave_no_text_behind() -> None:
     assert all(set(row) == {"file", "position", "entry", "id"} for row, _ in dropped)
 
 
+def test_to_erase_the_last_vote_does_not_bring_back_the_one_before() -> None:
+    votes = [vote(0, id="v1", response_id="r", user="u"), vote(1, id="v2", response_id="r", user="u", label=False)]
+    assert outcome(votes, Rules(erased=frozenset({"v2"}))) == ([], {"superseded": 1, "erased": 1})
+
+
 def test_pseudonyms_are_stable_and_not_hashed_twice() -> None:
     salt = b"s" * 32
-    name = identity.hash_user("ann", salt)
-    assert name == identity.hash_user("ann", salt) == identity.hash_user(name, b"other salt")
-    assert name != identity.hash_user("ann", b"other salt")
-    assert name != identity.hash_user("bob", salt)
+    name = hash_user("ann", salt)
+    assert name == hash_user("ann", salt) == hash_user(name, b"other salt")
+    assert name != hash_user("ann", b"other salt")
+    assert name != hash_user("bob", salt)
 
 
 @pytest.mark.parametrize("bits", [1, 3, 10])

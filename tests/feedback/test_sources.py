@@ -59,8 +59,8 @@ def test_every_readable_suffix_has_a_kind() -> None:
 
 
 def test_what_lies_beside_the_data_is_passed_over(tmp_path: Path) -> None:
-    beside = ["manifest.json", "manifest-000001.json", "import-0123.json", "state.json", "dataset_info.json",
-              ".hidden.jsonl", "_old.jsonl", "cache-1.arrow"]  # fmt: skip
+    beside = ["manifest.json", "manifest-000001.json", "import-0123456789abcdef.json", "state.json",
+              "dataset_info.json", ".hidden.jsonl", "_old.jsonl", "cache-1.arrow"]  # fmt: skip
     for name in [*beside, "export.json"]:
         (tmp_path / name).write_bytes(b"")
     assert names([str(tmp_path)]) == ["export.json"]

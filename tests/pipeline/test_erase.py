@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from bco_ray.errors import SpecError
-from bco_ray.feedback.identity import hash_user
 from bco_ray.feedback.settling import Rules, settle
 from bco_ray.feedback.statistics import LogSums
 from bco_ray.pipeline import erase as erasing
@@ -27,7 +26,7 @@ from bco_ray.storage.feedback_log import Choice, Completion, FeedbackLog, Vote
 from bco_ray.storage.quarantine import Quarantine
 from bco_ray.storage.records import PartFacts, RecordsManifest, commit_records, load_records
 from bco_ray.storage.registry import Registry
-from bco_ray.storage.salt import user_salt
+from bco_ray.storage.salt import hash_user, user_salt
 from bco_ray.storage.scored import ScoredManifest, ShardFacts, commit_scored
 from bco_ray.telemetry import Phases
 
@@ -119,7 +118,8 @@ def check_ann_is_gone(storage: Path) -> None:
     """And everything else is as it was, and fits its manifest."""
     verify_segments(storage / "feedback", load_manifest(storage / "feedback"))
     (segment,) = load_manifest(storage / "feedback").segments
-    assert [row["user"] for row in pq.read_table(storage / "feedback" / segment.file).to_pylist()] == ["bob"]
+    left = pq.read_table(storage / "feedback" / segment.file)["user"].to_pylist()
+    assert left == [hash_user("bob", SALT)]
     for kind in ("records", "scored"):
         for directory in (storage / kind).iterdir():
             listed = json.loads((directory / files.MANIFEST).read_text())["files"]

@@ -22,6 +22,7 @@ from bco_ray.storage.export import erase_segments, export, load_manifest, verify
 from bco_ray.storage.feedback_log import Choice, Completion, FeedbackLog, NotFoundError, Vote
 from bco_ray.storage.quarantine import Quarantine, blank_mentions
 from bco_ray.storage.records import PartFacts, RecordsManifest, commit_records, erase_records, load_records
+from bco_ray.storage.salt import hash_user, user_salt
 
 SECRET = "the secret of ann"
 
@@ -161,8 +162,8 @@ def test_segments_and_every_manifest_that_names_them(log: FeedbackLog, tmp_path:
     log.add_vote(Vote(response_id="r2", label=False, user="ann"))
     export(log, directory)
     (directory / ".part-1-4.parquet.0.tmp").write_bytes(b"torn")
-    assert erase_segments(directory, named("ann")) == 3
-    assert erase_segments(directory, named("ann")) == 0
+    assert erase_segments(directory, named(hash_user("ann", user_salt(directory.parent)))) == 3
+    assert erase_segments(directory, named(hash_user("ann", user_salt(directory.parent)))) == 0
     for number, rows in ((1, [2]), (2, [2, 0])):
         manifest = load_manifest(directory, number)
         verify_segments(directory, manifest)
@@ -181,9 +182,9 @@ def test_killed_among_the_segments(
     with monkeypatch.context() as patch:
         patch.setattr(erasures if step == "write_rows" else files, step, dies)
         with pytest.raises(KilledError):
-            erase_segments(directory, named("ann"))
+            erase_segments(directory, named(hash_user("ann", user_salt(directory.parent))))
     assert Amendment(directory).pending
-    erase_segments(directory, named("ann"))
+    erase_segments(directory, named(hash_user("ann", user_salt(directory.parent))))
     verify_segments(directory, load_manifest(directory))
     assert (load_manifest(directory).rows, Amendment(directory).pending) == (2, False)
 

@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from bco_ray.errors import StorageError
+from bco_ray.feedback.blocks import vote_row
 from bco_ray.feedback.settling import Rules, settle
 from bco_ray.schema import RECORDS, Record, row_to_fields, schema_name
 from bco_ray.storage import export as exporting
 from bco_ray.storage import files
 from bco_ray.storage.export import FeedbackManifest, export, load_manifest, verify_segments
 from bco_ray.storage.feedback_log import Choice, Completion, FeedbackLog, Vote
+from bco_ray.storage.salt import hash_user, user_salt
 
 ANSWER = "chatcmpl-1"
 
@@ -52,7 +54,7 @@ def exported(log: FeedbackLog, directory: Path) -> FeedbackManifest:
 def effective(directory: Path, manifest: FeedbackManifest) -> dict[str, dict[str, Any]]:
     """What a reader of this manifest trains on: id -> row."""
     rows = [
-        {**row, "file": s.file, "position": position, "entry": 0}
+        {**vote_row(row, bits=3), "file": s.file, "position": position, "entry": 0}
         for s in manifest.segments
         for position, row in enumerate(pq.read_table(directory / s.file).to_pylist())
     ]
@@ -76,7 +78,8 @@ def test_a_vote_becomes_a_canonical_record(log: FeedbackLog, directory: Path) ->
     record = Record.model_validate(row_to_fields(effective(directory, manifest)[vote_id]))
     assert record.prompt[1].content == [{"type": "text", "text": "hé"}]
     assert [m.model_dump() for m in record.completion] == [{"role": "assistant", "content": "no, and"}]
-    assert (record.label, record.model, record.user, record.source) == (False, "helper/3", "ann", "web")
+    assert (record.label, record.model, record.source) == (False, "helper/3", "web")
+    assert record.user == hash_user("ann", user_salt(directory.parent)), "segments hold no names"
     assert (record.comment, record.tags, record.correction) == ("why", ["a"], "No.")
     assert record.metadata == {
         "k": "v",

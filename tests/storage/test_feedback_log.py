@@ -212,14 +212,14 @@ def test_no_acknowledged_vote_is_lost_to_kill_9(tmp_path: Path, log: FeedbackLog
     for kill in range(3):
         start = acknowledged[-1] + 1 if acknowledged else 0
         writer = subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(tmp_path), str(start)], stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-c", _WRITER, str(tmp_path), str(start)], stdout=subprocess.PIPE, bufsize=0
+        )  # unbuffered: communicate() would not see what readline() had read ahead
         assert writer.stdout is not None
         lines = [writer.stdout.readline()]
         time.sleep(0.1 * (kill + 1))
         writer.kill()
         rest, _ = writer.communicate(timeout=60)
-        acknowledged += [int(line) for line in "".join([*lines, rest]).splitlines()]
+        acknowledged += [int(line) for line in b"".join([*lines, rest]).splitlines()]
     stored = [e.vote.user for e in log.list_votes(limit=100_000)[0]]
     assert acknowledged == list(range(len(acknowledged)))
     assert len(stored) == len(set(stored)), "a re-sent key is stored once"

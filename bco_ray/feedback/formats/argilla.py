@@ -72,7 +72,7 @@ def _vote(question: str, response: dict[str, Any]) -> dict[str, Any]:
         "user": name(response.get("user_id")),
         "created_at": seconds(response.get("inserted_at")),
         "updated_at": seconds(response.get("updated_at")),
-        "metadata": scalars(question=question),
+        "metadata": scalars(score=question),
     }
     return {**present(fields), "label": thumb(value, what)}
 

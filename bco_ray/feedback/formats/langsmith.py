@@ -91,7 +91,7 @@ def _feedback(row: Row) -> dict[str, Any]:
         "updated_at": seconds(row.get("modified_at")),
         "comment": text(row.get("comment")),
         "correction": correction,
-        "metadata": scalars(key=row.get("key")),
+        "metadata": scalars(score=row.get("key")),
     }
     return {**present(fields), "label": thumb(score, what)}
 

@@ -93,7 +93,7 @@ def _assessment(row: Row) -> dict[str, Any]:
         "created_at": seconds(first(row, "create_time", "create_time_ms")),
         "updated_at": seconds(first(row, "last_update_time", "last_update_time_ms")),
         "comment": text(row.get("rationale")),
-        "metadata": scalars(assessment=first(row, "assessment_name", "name")),
+        "metadata": scalars(score=first(row, "assessment_name", "name")),
     }
     return {**present(fields), "label": thumb(value, what)}
 

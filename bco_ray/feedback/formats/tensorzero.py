@@ -65,7 +65,7 @@ def _feedback(row: Row) -> Entry:
         "response_id": target,
         "user": name(at(row, "tags", "user_id")),
         "created_at": seconds(row.get("timestamp")),
-        "metadata": scalars(metric=row["metric_name"]),
+        "metadata": scalars(score=row["metric_name"]),
     }
     label = thumb(row["value"], f"metric {str(row['metric_name'])[:60]!r}")
     return Entry({**present(fields), "label": label}, "rating")

@@ -14,7 +14,9 @@ from bco_ray.feedback.formats.reading import name, present, wrong_shape
 from bco_ray.schema import Record
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
-_SHARED = frozenset(Record.model_fields) - {"id", "prompt", "completion", "label", "label_raw", "siblings"}
+_SHARED = frozenset(Record.model_fields) - {
+    "id", "prompt", "completion", "label", "label_raw", "response_id", "siblings"
+}  # fmt: skip
 
 
 def recognises(row: Row) -> bool:

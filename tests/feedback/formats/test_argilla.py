@@ -5,7 +5,7 @@ def test_responses_by_question(said) -> None:
     good, bad, stars = said("argilla")[:3]
     assert good == {
         "kind": "vote", "response_id": "x", "source": "argilla", "model": "m", "user": "ada", "label": "good",
-        "metadata": {"question": "thumb"},
+        "metadata": {"score": "thumb"},
         "prompt": [{"role": "user", "content": "2+2?"}], "completion": [{"role": "assistant", "content": "4"}],
     }  # fmt: skip
     assert (bad["user"], bad["label"]) == ("bob", "bad")

@@ -21,7 +21,7 @@ def test_feedback_apart(said) -> None:
     up, withdrawn, *refused = said("langsmith")[3:]
     assert up == {
         "kind": "rating", "response_id": "r1", "id": "f1", "user": "bob", "created_at": 1777629660.0,
-        "comment": "Right.", "metadata": {"key": "user_score"}, "label": 1,
+        "comment": "Right.", "metadata": {"score": "user_score"}, "label": 1,
     }  # fmt: skip
     assert withdrawn["label"] is None
     assert refused == ["not_a_thumb", "not_human", "not_an_answer"]

@@ -6,7 +6,7 @@ def test_a_trace_with_spans(said) -> None:
     assert up == {
         "kind": "vote", "id": "a-1", "response_id": "tr-1", "source": "mlflow", "user": "bob",
         "conversation_id": "s1", "created_at": 1777629660.0, "comment": "Right.",
-        "metadata": {"assessment": "thumbs"}, "label": True,
+        "metadata": {"score": "thumbs"}, "label": True,
         "prompt": [{"role": "user", "content": "2+2?"}], "completion": [{"role": "assistant", "content": "4"}],
     }  # fmt: skip
     assert refused == ["not_human", "no_vote", "not_a_thumb"]

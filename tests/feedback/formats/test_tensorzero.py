@@ -25,5 +25,5 @@ def test_columns_of_json_text_and_times_without_a_zone(said) -> None:
 def test_feedback(said) -> None:
     up, down, *refused = said("tensorzero")[2:]
     assert (up["kind"], up["response_id"], up["user"], up["label"]) == ("rating", "i1", "bob", True)
-    assert (down["label"], down["metadata"]) == (0, {"metric": "thumb"})
+    assert (down["label"], down["metadata"]) == (0, {"score": "thumb"})
     assert refused == ["not_a_thumb", "not_a_thumb", "no_vote", "missing_prompt"]
