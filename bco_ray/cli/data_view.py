@@ -59,7 +59,7 @@ def _accounts(result: CheckResult) -> Table:
 def _show_examples(result: CheckResult, show: Any) -> None:
     for reason, _ in result.reasons:
         for row in result.examples.get(reason, ())[:1]:
-            where = f"{printable(row['file'], DETAIL)}:{row['position']}"
+            where = f"{printable(row['file'], DETAIL)}:{row.get('line') or row['position']}"
             show(Text(f"{printable(reason, NAME)}, for example {where}: {printable(row['detail'], DETAIL)}"))
 
 

@@ -67,7 +67,7 @@ def parse_data(values: dict[str, Any], overrides: Iterable[str]) -> DataSpec:
     whole = apply_overrides({"data": values}, overrides)
     unused = [key for key in whole if key != "data"]
     if unused:
-        raise SpecError(f"--set {unused[0]}...: only data.* means something here.")
+        raise SpecError(f"--set {unused[0]}: only fields of data mean something here, for example data.{unused[0]}=...")
     some_job = {"name": "log", "model": {"base": "none"}, **whole}
     return parse_spec(some_job, where="the command line").data
 

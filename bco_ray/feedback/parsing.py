@@ -99,7 +99,7 @@ def _object(raw: bytes) -> dict[str, Any]:
     try:
         value = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise Refused("invalid_utf8", str(error)) from None
+        raise Refused("invalid_utf8", f"{error}; save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise Refused("invalid_json", str(error)) from None
     if b"\\ud" in raw.lower() and _has_lone_surrogate(value):
@@ -159,4 +159,5 @@ def _says_something(message: Message) -> bool:
 
 def _where(error: ValidationError) -> str:
     problem = error.errors()[0]
-    return f"{'.'.join(str(part) for part in problem['loc']) or 'message'}: {problem['msg']}"
+    where = ".".join(str(part) for part in problem["loc"]) or "message"
+    return f"{where}: {problem['msg']} (found {type(problem['input']).__name__})"

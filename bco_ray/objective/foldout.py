@@ -62,14 +62,18 @@ class FoldOut:
 
     def terms(self, point_EK: Floats, X_NE: NDArray[np.floating], count_N2: Floats, fold_N: Ints) -> Terms:
         """The part of one block, where row i stands for `count_N2[i]` rows. Summed in float64."""
-        up_NK, all_NK = self._weights(count_N2, fold_N)
         logit_NK = (X_NE @ point_EK.astype(X_NE.dtype)).astype(np.float64)
+        value_K, residual_NK = self.losses(logit_NK, count_N2, fold_N)
+        return Terms(value_K, (X_NE.T @ residual_NK.astype(X_NE.dtype)).astype(np.float64))
+
+    def losses(self, logit_NK: Floats, count_N2: Floats, fold_N: Ints) -> tuple[Floats, Floats]:
+        """A block's part of the objective (K,) and its derivative by each logit (N, K), which X^T makes a gradient."""
+        up_NK, all_NK = self._weights(count_N2, fold_N)
         small_NK = np.exp(-np.abs(logit_NK))
         softplus_NK = np.maximum(logit_NK, 0) + np.log1p(small_NK)
         p_up_NK = np.where(logit_NK >= 0, 1.0, small_NK) / (1 + small_NK)
         value_K = (all_NK * softplus_NK - up_NK * logit_NK).sum(0)
-        residual_NK = all_NK * p_up_NK - up_NK
-        return Terms(value_K, (X_NE.T @ residual_NK.astype(X_NE.dtype)).astype(np.float64))
+        return value_K, all_NK * p_up_NK - up_NK
 
     def curvature(self, point_E: Floats, X_NE: NDArray[np.floating], count_N2: Floats, fold_N: Ints) -> Floats:
         """The part of one block in the Hessian at one point, by fold (F, E, E), every class at its mean weight."""
@@ -84,8 +88,11 @@ class FoldOut:
         width = curvature_FEE.shape[-1]
         penalty_EE = np.diag(np.append(np.ones(width - 1), 0.0)) + _LEAST_CURVATURE * np.eye(width)
         total_EE = curvature_FEE.sum(0)
-        rest_KEE = [total_EE - (0.0 if k == NO_FOLD else curvature_FEE[k]) for k in self.left_out_K]
-        return np.stack([np.linalg.inv(penalty_EE + rest_EE / share) for rest_EE in rest_KEE])
+        inverse_KEE = np.empty((len(self.left_out_K), width, width))
+        for k, left_out in enumerate(self.left_out_K):
+            rest_EE = total_EE - (0.0 if left_out == NO_FOLD else curvature_FEE[left_out])
+            inverse_KEE[k] = np.linalg.inv(penalty_EE + rest_EE / share)
+        return inverse_KEE
 
     def _weights(self, count_N2: Floats, fold_N: Ints) -> tuple[Floats, Floats]:
         """What a row's ups weigh in each model, and all its votes."""

@@ -63,7 +63,7 @@ def report_log(job: ResolvedJob, phases: Phases) -> tuple[DataReport, dict[str, 
             matching=scored.matching,
             look_alikes=look_alikes(job.log, records, scored.matching),
             token_length=lengths,
-            weight_bars=weights,
+            weight_bars=weights if scored.matching["applied"] else (),
             from_other_models=_from_other_models(check, job.spec.model.base),
             class_weights=_class_weights(scored),
         )
@@ -73,7 +73,7 @@ def report_log(job: ResolvedJob, phases: Phases) -> tuple[DataReport, dict[str, 
 def look_alikes(log: ResolvedLog, records: RecordsManifest, matching: dict[str, Any]) -> list[dict[str, Any]]:
     """The prompts that the classifier finds most (and least) like those of the other class, with their text."""
     found = []
-    for row in matching.get("prompts_most_like_other") or []:
+    for row in [row for row in matching.get("prompts_most_like_other") or [] if row["log_ratio"]]:
         text = prompt_text(log.directory, records, row["prompt_hash"])
         found.append({**{k: v for k, v in row.items() if k != "prompt_hash"}, "prompt": text})
     return found

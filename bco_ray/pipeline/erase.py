@@ -77,7 +77,7 @@ class Erased:
 
 
 NOBODY = (
-    " Nothing was found: names are looked up as your product spells them, and pseudonyms with this storage's salt "
+    " Nothing was found that was not erased before: names are looked up as your product spells them, and pseudonyms with this storage's salt "
     f"(${SALT_VARIABLE}, else its file {SALT_FILE})."
 )
 
@@ -114,7 +114,7 @@ def erase_votes(storage: Path, *, users: Sequence[str], ids: Sequence[str], phas
         "completions": log.completions,
         "models": models,
         "skipped": sweep.skipped,
-        "note": _note(models, sweep.skipped) + ("" if models or log.votes + segments + sweep.records else NOBODY),
+        "note": _note(models, sweep.skipped) + ("" if log.votes + segments + sweep.records + sweep.scored else NOBODY),
     }
 
 

@@ -16,6 +16,7 @@ from bco_ray.pipeline.verdict import Verdict, judge
 from bco_ray.storage import files
 
 EXAMPLES_PER_REASON = 3
+MOST_BYTES_COUNTED = 64 << 20
 EXAMPLE_CHARACTERS = 200
 PROMPT_CHARACTERS = 400
 LITTLE_LEFT, MANY_ELSEWHERE = 0.30, 0.50
@@ -25,7 +26,7 @@ LITTLE_LEFT, MANY_ELSEWHERE = 0.30, 0.50
 class CheckResult:
     """`read = kept + sum(drops)`. `answers`: the other side of a join. `statistics`: LogSums.summary().
 
-    `files`: {path, format, bytes}. `examples`: by reason {file, position, detail, raw}, see `examples_of`.
+    `files`: {path, format, bytes}. `examples`: by reason {file, position, line, detail, raw}, see `examples_of`.
     """
 
     files: Sequence[Mapping[str, Any]]
@@ -131,6 +132,7 @@ def examples_of(refused: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str,
             {
                 "file": row["file"],
                 "position": row["position"],
+                "line": line_of(row["file"], row["position"]),
                 "detail": row["detail"],
                 "raw": (row["raw"] or b"")[: 4 * EXAMPLE_CHARACTERS].decode("utf-8", "replace")[:EXAMPLE_CHARACTERS],
             }
@@ -138,6 +140,20 @@ def examples_of(refused: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str,
         ]
         for reason, rows in refused.items()
     }
+
+
+def line_of(file: str, position: int) -> int | None:
+    """The line (or row) of a file, from 1, as an editor counts; None where that would take reading too much.
+
+    A row of a plain JSON-lines file is known by its byte offset, any other by its number.
+    """
+    if not file.endswith((".jsonl", ".ndjson")):
+        return position + 1
+    path = Path(file)
+    if position > MOST_BYTES_COUNTED or not path.is_file():
+        return None
+    with path.open("rb") as lines:
+        return lines.read(position).count(b"\n") + 1
 
 
 def write_report(report: DataReport, directory: Path) -> dict[str, Path]:

@@ -164,5 +164,6 @@ def _dropped(read: int, drops: Mapping[str, int]) -> Iterator[str]:
 
 def _way_out(reason: str) -> str:
     return _WAYS_OUT.get(
-        reason, "The examples say what is wrong with them; the others are in the quarantine directory."
+        reason,
+        "The examples say what is wrong; all of them are in the quarantine directory (check: --storage DIR).",
     )

@@ -18,7 +18,7 @@ from bco_ray.objective.density import auc_standard_error
 from bco_ray.objective.histogram import ScoreHistogram
 from bco_ray.objective.logistic import LogisticModel
 from bco_ray.scoring.matching_fit import draw_sample, fit_folds, survey_shards
-from bco_ray.scoring.matching_passes import FOLDS, Each, Survey, embeddings, in_process
+from bco_ray.scoring.matching_passes import FOLDS, Each, Survey, in_process
 from bco_ray.scoring.matching_weights import Matching, Target, Weighed, histogram_of, weigh
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "Mode",
     "Target",
     "apply_matching",
-    "embeddings",
     "fit_matching",
     "in_process",
 ]
@@ -87,7 +86,7 @@ def fit_matching(
     """Fit on the train prompts of PROMPTS files. Returns the ratio to apply (None: weights stay 1) and a report.
 
     `each` reads the shards, here or on a cluster; memory holds a bounded sample of prompts, however many there are.
-    Raises DataError where an embedding is not finite.
+    Raises DataError where an embedding is not finite, or of another width than the others.
     """
     if mode == "off":
         return None, DensityReport(mode, target, False, "matching is off")

@@ -7,8 +7,8 @@ more than a gradient, and what comes back from a shard is K gradients. A log tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +18,20 @@ from bco_ray.scoring.matching_passes import (
     FOLDS,
     DrawPass,
     Each,
-    Prompts,
     Survey,
     SurveyPass,
     TermsPass,
-    features,
     fold_of,
 )
+from bco_ray.scoring.matching_prompts import BLOCK_ROWS, Features, Prompts
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Inverse L2 strengths C to choose from on held-out log-loss."""
 PROMPTS_PER_CLASS = 20_000
-_SAMPLE_BLOCK = 4096
-_TOLERANCE, _ROUNDING = 1e-3, 1e-6
-"""On the sample, whose sums are float32: it only has to tell strengths apart and to start the exact fit."""
+_SAMPLE_TOLERANCE, _ROUGH_TOLERANCE, _EXACT_TOLERANCE = 1e-3, 1e-4, 3e-7
+"""A step that is not longer is the last: each is some ten times shorter than the one before, so what is left is too."""
+_ROUNDING = 1e-6
+"""Of an objective whose products are float32: on the sample, and far from the minimum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +45,9 @@ class Sample:
     count_F2: np.ndarray
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(features, counts, folds) of a few thousand prompts at a time."""
-        for first in range(0, len(self.fold_N), _SAMPLE_BLOCK):
-            rows = slice(first, first + _SAMPLE_BLOCK)
+        """(features, counts, folds) of a thousand prompts at a time."""
+        for first in range(0, len(self.fold_N), BLOCK_ROWS):
+            rows = slice(first, first + BLOCK_ROWS)
             yield self.features_NE[rows], self.count_N2[rows], self.fold_N[rows]
 
 
@@ -93,11 +93,13 @@ def fit_folds(
     share = float(sample.count_F2.sum() / survey.count_F2.sum())
     inverse_KEE = of_sample.inverses(_curvature(sample, of_sample, start_EK), share=share)
 
-    def evaluate(point_EK: np.ndarray) -> Terms:
-        parts = each(TermsPass(problem, sample.mean_D, point_EK), shards)
+    def evaluate(rough: bool, point_EK: np.ndarray) -> Terms:
+        parts = each(TermsPass(problem, sample.mean_D, point_EK, rough), shards)
         return reduce(Terms.__add__, parts, problem.penalty(point_EK))
 
-    return FoldFit(sample.mean_D, strength, minimise(evaluate, start_EK, inverse_KEE))
+    near = minimise(partial(evaluate, True), start_EK, inverse_KEE, tolerance=_ROUGH_TOLERANCE, rounding=_ROUNDING)
+    exact = minimise(partial(evaluate, False), near.point_EK, inverse_KEE, tolerance=_EXACT_TOLERANCE)
+    return FoldFit(sample.mean_D, strength, replace(exact, passes=near.passes + exact.passes))
 
 
 def choose_strength(sample: Sample) -> float:
@@ -116,7 +118,7 @@ def _descend(sample: Sample, problem: FoldOut, start_EK: np.ndarray) -> np.ndarr
         return reduce(Terms.__add__, parts, problem.penalty(point_EK))
 
     inverse_KEE = problem.inverses(_curvature(sample, problem, start_EK))
-    return minimise(evaluate, start_EK, inverse_KEE, tolerance=_TOLERANCE, rounding=_ROUNDING).point_EK
+    return minimise(evaluate, start_EK, inverse_KEE, tolerance=_SAMPLE_TOLERANCE, rounding=_ROUNDING).point_EK
 
 
 def _curvature(sample: Sample, problem: FoldOut, point_EK: np.ndarray) -> np.ndarray:
@@ -154,13 +156,13 @@ def _gathered(found: Iterator[Prompts], most: int) -> Sample:
 
 
 def _centred(features_NE: np.ndarray, prompt_hash_N: np.ndarray, count_N2: np.ndarray) -> Sample:
-    """Turns embeddings into features about the rows' mean (float32, as the features are), in place."""
-    blocks = [slice(first, first + _SAMPLE_BLOCK) for first in range(0, len(count_N2), _SAMPLE_BLOCK)]
+    """Turns embeddings into features about the rows' mean (a float32, so that rough passes use the same), in place."""
+    blocks = [slice(first, first + BLOCK_ROWS) for first in range(0, len(count_N2), BLOCK_ROWS)]
     votes_N = count_N2.sum(axis=1)
     total_D = sum(votes_N[rows] @ features_NE[rows, :-1].astype(np.float64) for rows in blocks)
     mean_D = np.asarray(total_D / votes_N.sum(), dtype=np.float32).astype(np.float64)
     for rows in blocks:
-        features_NE[rows] = features(features_NE[rows, :-1], mean_D)
+        features_NE[rows] = Features.of(features_NE[rows, :-1], mean_D).matrix()
     fold_N = fold_of(prompt_hash_N)
     count_F2 = np.stack([np.bincount(fold_N, count_N2[:, label], minlength=FOLDS) for label in (0, 1)], axis=1)
     return Sample(mean_D, features_NE, count_N2, fold_N, count_F2)

@@ -1,8 +1,7 @@
-"""What the matching stage reads: each pass over the PROMPTS files as a picklable function of one file, whose results
-are small and add up. They are added in file order, so the number of workers does not show in any bit.
+"""The passes over PROMPTS files that the fit is made of: each a picklable function of one file, whose results are small
+and add up. They are added in file order, so the number of workers does not show in any bit.
 
-Shapes: N prompts of one block, D the embedding's width, E = D + 1, K models, F folds, 2 classes (down, up). A prompt
-with n thumbs-up and m thumbs-down counts as n + m rows. Blocks are read a thousand prompts at a time.
+Shapes: N prompts of one block, D the embedding's width, E = D + 1, K models, F folds, 2 classes (down, up).
 """
 
 from __future__ import annotations
@@ -13,18 +12,13 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from bco_ray.errors import DataError
 from bco_ray.objective.foldout import FoldOut, Terms
+from bco_ray.scoring.matching_prompts import Features, Prompts, train_prompts
 
 T = TypeVar("T")
 
 FOLDS = 5
-BLOCK_ROWS = 1024
-_COUNTS = ["split", "prompt_hash", "chosen", "rejected"]
 
 
 class Each(Protocol):
@@ -36,69 +30,6 @@ class Each(Protocol):
 def in_process(function: Callable[[Path], T], shards: Sequence[Path], /) -> Iterator[T]:
     """`Each` here and now."""
     return map(function, shards)
-
-
-@dataclass(frozen=True, eq=False)
-class Prompts:
-    """Train prompts: embeddings (N, D) float32 (D = 0 where they were not read), hashes (N,), rows per class (N, 2)."""
-
-    embedding_ND: np.ndarray
-    prompt_hash_N: np.ndarray
-    count_N2: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.prompt_hash_N)
-
-    def only(self, mask_N: np.ndarray) -> Prompts:
-        return Prompts(self.embedding_ND[mask_N], self.prompt_hash_N[mask_N], self.count_N2[mask_N])
-
-
-def train_prompts(path: Path, *, embedded: bool = True) -> Iterator[Prompts]:
-    """The train prompts of a file, block by block. Raises DataError where an embedding is not finite."""
-    columns = [*_COUNTS, "embedding"] if embedded else _COUNTS
-    with pq.ParquetFile(path) as file:
-        for rows in file.iter_batches(BLOCK_ROWS, columns=columns, use_threads=False):
-            train = pc.equal(rows["split"], "train")
-            rows = rows if train.true_count == len(rows) else rows.filter(train)
-            if len(rows):
-                yield _prompts(path, rows, embedded)
-
-
-def _prompts(path: Path, rows: pa.RecordBatch, embedded: bool) -> Prompts:
-    prompt_hash_N = rows["prompt_hash"].to_numpy()
-    count_N2 = np.stack([rows["rejected"].to_numpy(), rows["chosen"].to_numpy()], axis=1).astype(np.float64)
-    embedding_ND = embeddings(rows) if embedded else np.empty((len(rows), 0), dtype=np.float32)
-    if not np.isfinite(np.einsum("nd,nd->n", embedding_ND, embedding_ND)).all():
-        raise DataError(
-            f"{path}: the embedding of a prompt holds NaN, infinite or huge numbers, so prompts cannot be compared. "
-            "Score with another reference model or dtype, or set scoring.matching: off."
-        )
-    return Prompts(embedding_ND, prompt_hash_N, count_N2)
-
-
-def embeddings(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
-    """The embedding column as (N, D) float32."""
-    column = rows["embedding"]
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return np.asarray(column.flatten()).reshape(len(column), -1)
-
-
-def features(embedding_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
-    """(N, E) float32: centred (the chat template's constant part goes), of unit length, and a 1 for the intercept.
-
-    Raises DataError on another width than the mean's.
-    """
-    if embedding_ND.shape[1] != len(mean_D):
-        raise DataError(
-            f"the matching classifier is for embeddings of width {len(mean_D)}, these have {embedding_ND.shape[1]}. "
-            "Use a classifier that was fitted on the same embedding, or leave scoring.classifier out."
-        )
-    features_NE = np.empty((len(embedding_ND), len(mean_D) + 1), dtype=np.float32)
-    centred_ND = np.subtract(embedding_ND, mean_D.astype(np.float32), out=features_NE[:, :-1])
-    length_N = np.sqrt(np.einsum("nd,nd->n", centred_ND, centred_ND))
-    centred_ND /= np.maximum(length_N, np.float32(1e-12))[:, None]
-    features_NE[:, -1] = 1.0
-    return features_NE
 
 
 def fold_of(prompt_hash_N: np.ndarray) -> np.ndarray:
@@ -163,18 +94,24 @@ class DrawPass:
 
 @dataclass(frozen=True, eq=False)
 class TermsPass:
-    """The objective of all models and its gradient, each at its own point: what the exact fit is made of."""
+    """The objective of all models and its gradient, each at its own point: what the exact fit is made of.
+
+    `rough`: products in float32, at half the cost, for as long as the points are far from where they end.
+    """
 
     problem: FoldOut
     mean_D: np.ndarray
     point_EK: np.ndarray
+    rough: bool = False
 
     def __call__(self, path: Path) -> Terms:
+        dtype = np.float32 if self.rough else np.float64
         total = Terms(np.zeros(self.point_EK.shape[1]), np.zeros_like(self.point_EK))
         for block in train_prompts(path):
-            features_NE = features(block.embedding_ND, self.mean_D).astype(np.float64)
-            fold_N = fold_of(block.prompt_hash_N)
-            total = total + self.problem.terms(self.point_EK, features_NE, block.count_N2, fold_N)
+            features = Features.of(block.embedding_ND, self.mean_D, dtype)
+            logit_NK = features.logits(self.point_EK)
+            value_K, residual_NK = self.problem.losses(logit_NK, block.count_N2, fold_of(block.prompt_hash_N))
+            total = total + Terms(value_K, features.gradient(residual_NK))
         return total
 
 

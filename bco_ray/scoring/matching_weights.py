@@ -16,7 +16,8 @@ import numpy as np
 from bco_ray.objective.density import WeightSums, density_ratio_from_logits, mixture_weights
 from bco_ray.objective.histogram import ScoreHistogram
 from bco_ray.objective.logistic import LogisticModel
-from bco_ray.scoring.matching_passes import Each, Prompts, features, fold_of, train_prompts
+from bco_ray.scoring.matching_passes import Each, fold_of
+from bco_ray.scoring.matching_prompts import BLOCK_ROWS, Features, Prompts, train_prompts
 
 Target = Literal["positive", "mixture"]
 """Whose prompts the weighted votes are on: those of thumbs-up, or half those of thumbs-up and half of thumbs-down."""
@@ -42,9 +43,13 @@ class Matching:
 
     def raw_logits(self, embedding_ND: np.ndarray, prompt_hash_N: np.ndarray) -> np.ndarray:
         """Each prompt's logit (N,) by the model of its own fold, which was fitted without it."""
-        features_NE = features(embedding_ND, self.mean_D).astype(np.float64)
         point_EK = np.stack([np.append(model.coef_D, model.intercept) for model in self.folds], axis=1)
-        return np.asarray((features_NE @ point_EK)[np.arange(len(features_NE)), fold_of(prompt_hash_N)])
+        logit_N = np.empty(len(prompt_hash_N))
+        for first in range(0, len(logit_N), BLOCK_ROWS):
+            rows = slice(first, first + BLOCK_ROWS)
+            logit_NK = Features.of(embedding_ND[rows], self.mean_D).logits(point_EK)
+            logit_N[rows] = np.take_along_axis(logit_NK, fold_of(prompt_hash_N[rows])[:, None], axis=1)[:, 0]
+        return logit_N
 
     def logits(self, embedding_ND: np.ndarray, prompt_hash_N: np.ndarray) -> np.ndarray:
         """Out-of-fold log density ratio per prompt (N,), calibrated, not clamped."""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from bco_ray.schema import PROMPTS, SCORED
 from bco_ray.scoring.matching import Matching
+from bco_ray.scoring.matching_prompts import embedding_column, embeddings
 from bco_ray.storage import files
 from bco_ray.storage.scored import ShardFacts
 
@@ -31,7 +32,7 @@ def distinct_prompts(rows: pa.Table, embedding_PD: np.ndarray) -> pa.Table:
         rows["split"].combine_chunks().take(pa.array(first_P)),
         pa.array(np.bincount(prompt_N[label_N], minlength=len(hash_P)), pa.int32()),
         pa.array(np.bincount(prompt_N[~label_N], minlength=len(hash_P)), pa.int32()),
-        pa.array(list(embedding_PD), pa.list_(pa.float32())),
+        embedding_column(embedding_PD),
     ]
     return pa.table(columns, schema=PROMPTS)
 
@@ -48,11 +49,11 @@ class WeightStage:
         """One shard; `item` names it and is returned."""
         rows = pq.read_table(self.source / item["file"])
         weight_N = rows["weight"].to_numpy().astype(np.float64)
-        if self.matching is not None:
-            prompts = pq.read_table(self.source / prompts_name(item["file"]), columns=["prompt_hash", "embedding"])
+        if self.matching is not None and len(weight_N):
+            path = self.source / prompts_name(item["file"])
+            prompts = pq.read_table(path, columns=["prompt_hash", "embedding"])
             hash_N = rows["prompt_hash"].to_numpy()
-            embedding_PD = np.asarray(prompts["embedding"].combine_chunks().flatten()).reshape(prompts.num_rows, -1)
-            embedding_ND = embedding_PD[np.searchsorted(prompts["prompt_hash"].to_numpy(), hash_N)]
+            embedding_ND = embeddings(prompts, path)[np.searchsorted(prompts["prompt_hash"].to_numpy(), hash_N)]
             weight_N *= self.matching.weights(embedding_ND, hash_N, rows["label"].to_numpy(zero_copy_only=False))
         column = pa.array(weight_N.astype(np.float32))
         scored = rows.set_column(rows.schema.get_field_index("weight"), "weight", column)
@@ -79,7 +80,12 @@ def shard_facts(name: str, rows: pa.Table) -> ShardFacts:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Parquet, atomically; the same rows give the same bytes."""
+    """Parquet, atomically; the same rows give the same bytes. Embeddings (of PROMPTS) stay as they are."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table.combine_chunks(), sink, compression="zstd")
+    small = [name for name in table.column_names if name != "embedding"]
+    how: dict[str, Any] = {"compression": "zstd"}
+    if len(small) < table.num_columns:
+        compression = dict.fromkeys(small, "zstd") | {"embedding": "none"}
+        how = {"compression": compression, "use_dictionary": small, "write_statistics": small}
+    pq.write_table(table.combine_chunks(), sink, **how)
     files.write_bytes(path, sink.getvalue().to_pybytes())

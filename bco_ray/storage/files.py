@@ -26,7 +26,10 @@ def local_directory(uri: str) -> Path:
     if "://" in uri and not uri.startswith("file://"):
         raise SpecError(f"output.storage: {uri}: only local (or mounted) directories can be written to so far.")
     path = Path(uri.removeprefix("file://")).expanduser().resolve()
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"output.storage: {path}: no such directory can be made ({error.strerror}).") from None
     return path
 
 

@@ -24,7 +24,9 @@ from bco_ray.schema import PROMPTS
 from bco_ray.scoring import matching_fit
 from bco_ray.scoring.matching import DensityReport, Matching, apply_matching, fit_matching, in_process
 from bco_ray.scoring.matching_fit import draw_sample, fit_folds, survey_shards
-from bco_ray.scoring.matching_passes import FOLDS, Prompts, features, fold_of, train_prompts
+from bco_ray.scoring.matching_passes import FOLDS, fold_of
+from bco_ray.scoring.matching_prompts import Features, Prompts, embedding_column, embeddings, train_prompts
+from bco_ray.scoring.shards import write_table
 
 WIDTH = 8
 
@@ -54,10 +56,10 @@ def write_prompts(
             "split": split_N[rows],
             "chosen": np.where(up_N, count_N, other_N)[rows],
             "rejected": np.where(up_N, other_N, count_N)[rows],
-            "embedding": list(embedding_ND[rows]),
+            "embedding": embedding_column(embedding_ND[rows]),
         }
         directory.mkdir(exist_ok=True)
-        pq.write_table(pa.Table.from_pydict(table, schema=PROMPTS), directory / f"prompts-{number:05d}.parquet")
+        write_table(directory / f"prompts-{number:05d}.parquet", pa.table(table, schema=PROMPTS))
     return sorted(directory.glob("*.parquet"))
 
 
@@ -174,7 +176,7 @@ def test_too_few_prompts_say_so(tmp_path: Path) -> None:
 def scikit_learn(rows: Prompts, mean_D: np.ndarray, left_out: int, C: float) -> np.ndarray:
     """Its coefficients and intercept, from one row for each prompt and kind of vote, weighted by the votes."""
     kept = rows.only(fold_of(rows.prompt_hash_N) != left_out)
-    X = np.tile(features(kept.embedding_ND, mean_D)[:, :-1].astype(np.float64), (2, 1))
+    X = np.tile(Features.of(kept.embedding_ND, mean_D).matrix()[:, :-1], (2, 1))
     y, votes = np.repeat([0, 1], len(kept)), kept.count_N2.T.ravel()
     balance = votes.sum() / (2 * kept.count_N2.sum(axis=0))
     model = LogisticRegression(C=C, tol=1e-12, max_iter=5000, solver="newton-cholesky")
@@ -305,9 +307,10 @@ def test_a_classifier_for_another_embedding_is_refused(tmp_path: Path) -> None:
 
 def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     (shard,) = write_prompts(tmp_path, shift=1.0, shards=1)
-    rows = pq.read_table(shard).to_pylist()
-    rows[7]["embedding"][2] = float("nan")
-    pq.write_table(pa.Table.from_pylist(rows, schema=PROMPTS), shard)
+    rows = pq.read_table(shard)
+    embedding_ND = embeddings(rows, shard).copy()
+    embedding_ND[7, 2] = float("nan")
+    write_table(shard, rows.set_column(4, PROMPTS.field("embedding"), embedding_column(embedding_ND)))
     with pytest.raises(DataError, match="NaN"):
         fit([shard])
 
@@ -321,3 +324,34 @@ def test_a_classifier_that_points_the_wrong_way_is_not_believed(tmp_path: Path) 
     assert not report.applied
     assert report.auc is not None
     assert report.auc < 0.5
+
+
+def test_embeddings_are_read_as_they_were_written_even_from_a_slice(tmp_path: Path) -> None:
+    embedding_ND = np.arange(12, dtype=np.float32).reshape(4, 3) / 7
+    rows = pa.table({"embedding": embedding_column(embedding_ND)})
+    assert np.array_equal(embeddings(rows, tmp_path), embedding_ND)
+    assert np.array_equal(embeddings(rows.slice(1, 2), tmp_path), embedding_ND[1:3])
+    assert np.array_equal(embeddings(rows.to_batches()[0].slice(3), tmp_path), embedding_ND[3:])
+    assert embeddings(rows.slice(4), tmp_path).shape == (0, 0)
+
+
+@pytest.mark.parametrize("column", [[b"12345678", b"1234"], [b"12345", b"12345"], [b"", b""], [b"1234", None]])
+def test_embeddings_of_several_widths_are_refused(tmp_path: Path, column: list[bytes | None]) -> None:
+    with pytest.raises(DataError, match="not all of one width"):
+        embeddings(pa.table({"embedding": pa.array(column, pa.binary())}), tmp_path)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_products_with_features_are_those_with_their_matrix(offset: float) -> None:
+    """Also where the embeddings have almost everything in common."""
+    random = np.random.default_rng(0)
+    embedding_ND = (random.normal(size=(50, 6)) + offset).astype(np.float32)
+    mean_D = embedding_ND.mean(axis=0, dtype=np.float64)
+    centred_ND = embedding_ND.astype(np.float64) - mean_D
+    X_NE = np.append(centred_ND / np.linalg.norm(centred_ND, axis=1, keepdims=True), np.ones((50, 1)), axis=1)
+    point_EK, residual_NK = random.normal(size=(7, 3)), random.normal(size=(50, 3))
+    for dtype, error in ((np.float64, 1e-12), (np.float32, 1e-3)):
+        features = Features.of(embedding_ND, mean_D, dtype)
+        assert features.logits(point_EK) == pytest.approx(X_NE @ point_EK, abs=error)
+        assert features.gradient(residual_NK) == pytest.approx(X_NE.T @ residual_NK, abs=error * 10)
+        assert features.matrix() == pytest.approx(X_NE, abs=error)

@@ -19,6 +19,7 @@ from torch import Tensor
 from bco_ray.objective import RewardShift, bco_loss, window_loss
 from bco_ray.schema import PROMPTS
 from bco_ray.scoring.matching import Matching, fit_matching
+from bco_ray.scoring.matching_prompts import embedding_column
 
 ROWS, SHIFT, STEPS = 20_000, 0.6, 150
 GRID = torch.linspace(-2, 2, 41)
@@ -44,7 +45,7 @@ class Log:
             "split": ["train"] * len(self.x_N),
             "chosen": self.label_N.astype(np.int32),
             "rejected": (~self.label_N).astype(np.int32),
-            "embedding": list(self.embedding_ND),
+            "embedding": embedding_column(self.embedding_ND),
         }
         pq.write_table(pa.Table.from_pydict(columns, schema=PROMPTS), directory / "prompts.parquet")
         return [directory / "prompts.parquet"]

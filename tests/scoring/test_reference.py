@@ -95,7 +95,8 @@ def test_prompts_are_listed_once_with_their_votes(model: Path, tmp_path: Path, r
     ids = settled([record()])["prompt_hash"].to_pylist()
     assert by_votes[(2, 1)]["prompt_hash"] == ids[0]
     hidden_1TD = _states(model, bench, ids[0])
-    np.testing.assert_allclose(by_votes[(2, 1)]["embedding"], hidden_1TD.mean(1)[0], atol=1e-5)
+    embedding_D = np.frombuffer(by_votes[(2, 1)]["embedding"], "<f4")
+    np.testing.assert_allclose(embedding_D, hidden_1TD.mean(1)[0], atol=1e-5)
 
 
 def _states(model: Path, bench: Bench, hashed: int) -> np.ndarray:
@@ -204,7 +205,8 @@ def test_an_embedding_model_reads_each_new_prompt_once(model: Path, tmp_path: Pa
     vars(bench.scorer)["embedder"] = Fake()
     bench.run(record("one"), record("one", "again"), record("three"))
     assert sorted(read) == ["one", "three"]
-    assert sorted(bench.prompts["embedding"].to_pylist()) == [[3.0], [5.0]]
+    numbers = [np.frombuffer(row, "<f4").tolist() for row in bench.prompts["embedding"].to_pylist()]
+    assert sorted(numbers) == [[3.0], [5.0]]
 
 
 def test_wide_embeddings_are_projected_and_distances_survive() -> None:

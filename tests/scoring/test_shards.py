@@ -48,7 +48,8 @@ def test_distinct_prompts_count_both_kinds_of_votes() -> None:
     prompts = distinct_prompts(ROWS, EMBEDDING_PD)
     assert prompts.schema == PROMPTS
     assert prompts.to_pylist()[0] == {
-        "prompt_hash": -7, "split": "train", "chosen": 1, "rejected": 1, "embedding": [10.0, -7.0],
+        "prompt_hash": -7, "split": "train", "chosen": 1, "rejected": 1,
+        "embedding": np.array([10.0, -7.0], "<f4").tobytes(),
     }  # fmt: skip
     assert prompts.select(["split", "chosen", "rejected"]).to_pylist()[1:] == [
         {"split": "train", "chosen": 0, "rejected": 1},
@@ -74,3 +75,20 @@ def test_facts_count_by_split_and_label() -> None:
     assert (facts.validation_chosen, facts.validation_rejected) == (1, 0)
     assert (facts.rows, facts.train_tokens) == (4, 9)
     assert shard_facts(NAME, reference()).rows == 0
+
+
+def test_embeddings_are_stored_as_they_are(tmp_path: Path) -> None:
+    write_table(tmp_path / NAME, distinct_prompts(ROWS, EMBEDDING_PD))
+    group = pq.ParquetFile(tmp_path / NAME).metadata.row_group(0)
+    columns = {column.path_in_schema: column for column in (group.column(n) for n in range(group.num_columns))}
+    assert columns["embedding"].compression == "UNCOMPRESSED"
+    assert not columns["embedding"].has_dictionary_page
+    assert columns["prompt_hash"].compression == "ZSTD"
+    assert EMBEDDING_PD.tobytes()[:8] in (tmp_path / NAME).read_bytes()
+
+
+def test_a_part_without_rows_has_nothing_to_weigh(tmp_path: Path) -> None:
+    write_table(tmp_path / "reference" / NAME, reference())
+    write_table(tmp_path / "reference" / prompts_name(NAME), distinct_prompts(reference(), np.zeros((0,), np.float32)))
+    WeightStage(tmp_path / "reference", tmp_path, Doubling())({"file": NAME})  # type: ignore[arg-type]
+    assert pq.read_table(tmp_path / NAME).num_rows == 0

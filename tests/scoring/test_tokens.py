@@ -27,7 +27,7 @@ def rated(model: Path, row: dict[str, Any]) -> str:
 
 
 def test_rows_keep_their_place_and_refused_ones_say_why(model: Path, record: Make) -> None:
-    raw = record(metadata={"endpoint": "text"})
+    raw = record(metadata={"endpoint": "text", "choice_index": 0})
     rows, refused = tokenizing(model)(settled([record(user="u-1"), record("long " * 50), raw, record(label=False)]))
     assert rows.schema == KEYED
     assert [(row["file"], row["position"], row["entry"]) for row in rows.to_pylist()] == [("log", 0, 0), ("log", 3, 0)]

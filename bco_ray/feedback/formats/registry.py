@@ -58,7 +58,8 @@ def detect(rows: Sequence[Row], *, where: str) -> Format:
             return format_
     way_out = (
         "Name the format (data.format: one of " + ", ".join(FORMATS) + "), or say where things are "
-        "(data.format: {map: {prompt: question, completion: answer.text, label: thumb}})."
+        "(data.format: {map: {prompt: question, completion: answer.text, label: thumb}}, on the command line "
+        "--set data.format='{map: {...}}')."
     )
     if known:
         names = sorted({f.name for row in known for f in FORMATS.values() if f.recognises(row)})
