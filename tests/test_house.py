@@ -44,7 +44,7 @@ DOORS = {
         "serving/hf_engine",
     },
     "fastapi": {"serving/app", "serving/api", "serving/chat", "serving/feedback", "serving/errors"},
-    "sqlalchemy": {"storage/tables", "storage/feedback_log", "storage/export"},
+    "sqlalchemy": {"storage/tables", "storage/feedback_log", "storage/log_erasure", "storage/export"},
 }
 
 

@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 
 from bco_ray.errors import SpecError, StorageError
 from bco_ray.feedback.statistics import LogSums
-from bco_ray.storage import erasures, files
+from bco_ray.storage import erasures, files, log_erasure
 from bco_ray.storage.export import erase_segments
-from bco_ray.storage.feedback_log import FeedbackLog, LogErasure
+from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.log_erasure import LogErasure
 from bco_ray.storage.quarantine import blank_mentions
 from bco_ray.storage.records import erase_records
 from bco_ray.storage.registry import ModelVersion, Registry
@@ -77,7 +78,8 @@ class Erased:
 
 
 NOBODY = (
-    " Nothing was found that was not erased before: names are looked up as your product spells them, and pseudonyms with this storage's salt "
+    " Nothing was found that was not erased before: names are looked up as your product spells them, and pseudonyms "
+    "with this storage's salt "
     f"(${SALT_VARIABLE}, else its file {SALT_FILE})."
 )
 
@@ -122,8 +124,8 @@ def _erase_in_log(storage: Path, erased: Erased) -> LogErasure:
     if not (storage / DATABASE).is_file():
         return LogErasure(votes=0, completions=0)
     with contextlib.closing(FeedbackLog.open(storage)) as log:
-        found = log.erase(erased.person, erased.names, lambda ids: erasures.remember_erasure(storage, ids))
-        log.forget_deleted()
+        found = log_erasure.erase(log, erased.person, erased.names, lambda ids: erasures.remember_erasure(storage, ids))
+        log_erasure.forget_deleted(log)
     return found
 
 

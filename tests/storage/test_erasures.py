@@ -16,7 +16,7 @@ import pytest
 
 from bco_ray.errors import StorageError
 from bco_ray.schema import SETTLED, schema_name
-from bco_ray.storage import erasures, files, tables
+from bco_ray.storage import erasures, files, log_erasure, tables
 from bco_ray.storage.erasures import LEDGER, Amendment, erased_names, remember_erasure
 from bco_ray.storage.export import erase_segments, export, load_manifest, verify_segments
 from bco_ray.storage.feedback_log import Choice, Completion, FeedbackLog, NotFoundError, Vote
@@ -58,8 +58,8 @@ def log(tmp_path: Path) -> FeedbackLog:
 
 def erase(log: FeedbackLog, users: set[str], ids: set[str] = frozenset()) -> tuple[int, int, list[str]]:  # type: ignore[assignment]
     remembered: list[str] = []
-    found = log.erase(lambda user: user in users, ids, remembered.extend)
-    log.forget_deleted()
+    found = log_erasure.erase(log, lambda user: user in users, ids, remembered.extend)
+    log_erasure.forget_deleted(log)
     return found.votes, found.completions, remembered
 
 
@@ -116,8 +116,8 @@ def test_no_byte_is_left_in_the_database(log: FeedbackLog, tmp_path: Path) -> No
     with sqlite3.connect(tmp_path / "bco.db") as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert SECRET.encode() in (tmp_path / "bco.db").read_bytes()
-    log.erase(lambda user: user == "ann", (), lambda ids: None)
-    log.forget_deleted()
+    log_erasure.erase(log, lambda user: user == "ann", (), lambda ids: None)
+    log_erasure.forget_deleted(log)
     connection.close()
     left = b"".join(path.read_bytes() for path in tmp_path.glob("bco.db*"))
     assert left.count(SECRET.encode()) == 2  # what nobody in particular asked, and the answer to it
@@ -133,13 +133,13 @@ def test_others_in_the_way_of_forgetting(
         other.execute(lock)
         other.execute("SELECT count(*) FROM votes").fetchone()
         with pytest.raises(StorageError, match=message):
-            log.forget_deleted()
-    log.forget_deleted()
+            log_erasure.forget_deleted(log)
+    log_erasure.forget_deleted(log)
 
 
 def test_if_nothing_can_be_remembered_nothing_is_emptied(log: FeedbackLog) -> None:
     with pytest.raises(KilledError):
-        log.erase(lambda user: user == "ann", (), dies)
+        log_erasure.erase(log, lambda user: user == "ann", (), dies)
     assert [event.vote.label for event in log.list_votes()[0]] == [True] * 4
 
 
