@@ -27,7 +27,7 @@ def bco(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
     write_tiny_model(tmp_path / "base")
-    (tmp_path / "log.jsonl").write_text("{}\n")
+    (tmp_path / "log.jsonl").write_text('{"prompt": "q", "completion": "a", "label": true}\n')
     path = tmp_path / "spec.yaml"
     path.write_text(
         f"name: bot\nmodel: {{base: {tmp_path}/base}}\ndata: {{feedback: {tmp_path}/log.jsonl}}\n"

@@ -37,7 +37,7 @@ def shown(votes, width=140, examples=None, answers=None, **drops):
 
 VOTES = [
     vote(n, source=f"site{n % 10}", model=HOSTILE if n % 2 else "bot/1", created_at=1.7e9 + n * 1e5, comment="c",
-         response_id=str(n % 100))
+         response_id=str(n % 50), prompt_hash=n % 50)
     for n in range(400)
 ]  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 
 from bco_ray.feedback.statistics import LogSums
 from bco_ray.pipeline import charts
-from bco_ray.pipeline.report import CheckResult, DataReport, examples_of, write_report
+from bco_ray.pipeline.report import CheckResult, DataReport, examples_of, line_of, write_report
 from bco_ray.schema import SETTLED
 
 HOSTILE = "<script>alert('x')</script> $\\frac{ [bold] \x1b[31m \u202e 文"
@@ -108,7 +108,7 @@ def test_examples_are_few_short_text():
     row = {"file": "f", "position": 3, "detail": "d", "raw": "ü".encode() * 1000 + b"\xff"}
     (found,) = examples_of({"invalid_json": [row] * 9}).values()
     assert len(found) == 3
-    assert found[0] == {"file": "f", "position": 3, "detail": "d", "raw": "ü" * 200}
+    assert found[0] == {"file": "f", "position": 3, "line": 4, "detail": "d", "raw": "ü" * 200}
     assert examples_of({"x": [{**row, "raw": None}]})["x"][0]["raw"] == ""
 
 
@@ -138,7 +138,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     votes = mixed(user=HOSTILE) + [vote(n, True, source=HOSTILE, model=HOSTILE) for n in range(60)]
-    examples = {HOSTILE: [{"file": HOSTILE, "position": 1, "detail": HOSTILE, "raw": HOSTILE}]}
+    examples = {HOSTILE: [{"file": HOSTILE, "position": 1, "line": None, "detail": HOSTILE, "raw": HOSTILE}]}
     check = checked(votes, examples=examples, answers={"unvoted": 4}, **{HOSTILE: 90})
     report = DataReport(
         replace(check, files=[{"path": HOSTILE, "format": "canonical", "bytes": 5}]),
@@ -200,3 +200,11 @@ def test_any_weights_can_be_drawn(bars):
 @pytest.mark.parametrize(("ups", "votes", "low", "high"), [(0, 0, 0, 1), (0, 10, 0, 0.2775), (50, 100, 0.4038, 0.5962)])
 def test_wilson_interval(ups, votes, low, high):
     assert charts.wilson(ups, votes) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_a_row_is_named_by_its_line(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("first\n\nthird\n")
+    assert line_of(str(log), 7) == 3
+    assert line_of(str(tmp_path / "gone.jsonl"), 7) is None
+    assert line_of("log.csv", 7) == 8
