@@ -74,6 +74,13 @@ class DensityReport:
         }
 
 
+MOST_UNLIKE = 0.9
+NO_OVERLAP = (
+    "nearly all thumbs-down prompts are unlike any thumbs-up prompt, so that weights cannot make them alike: collect "
+    "votes of both kinds on the same kinds of prompts, or set scoring.target: mixture"
+)
+
+
 def fit_matching(
     shards: Sequence[Path],
     *,
@@ -138,6 +145,8 @@ def _judged(
     applied, reason = _decide(mode, area, area - margin, ess)
     if applied and ess < LEAST_ESS:
         warnings += (f"{_little(ess)}; lower scoring.max_density_ratio or set scoring.target: mixture",)
+    if weighed.ratio.clamped_low > MOST_UNLIKE * weighed.rejected.count:
+        warnings += (NO_OVERLAP,)
     mean = weighed.rejected.mean
     report = DensityReport(
         mode=mode,
@@ -156,7 +165,7 @@ def _judged(
         clamped_low=weighed.ratio.clamped_low,
         clamped_high=weighed.ratio.clamped_high,
         ess_fraction=ess,
-        warnings=warnings,
+        warnings=warnings if applied else (),
         prompts_most_like_other=_look_alikes(weighed),
     )
     normalised = replace(matching, chosen_mean=weighed.chosen.mean, rejected_mean=mean)

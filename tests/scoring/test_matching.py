@@ -355,3 +355,9 @@ def test_products_with_features_are_those_with_their_matrix(offset: float) -> No
         assert features.logits(point_EK) == pytest.approx(X_NE @ point_EK, abs=error)
         assert features.gradient(residual_NK) == pytest.approx(X_NE.T @ residual_NK, abs=error * 10)
         assert features.matrix() == pytest.approx(X_NE, abs=error)
+
+
+def test_prompts_that_do_not_overlap_are_said_to_be_so(tmp_path: Path) -> None:
+    shards = write_prompts(tmp_path, shift=40.0)
+    _, report = fit(shards, mode="on")
+    assert any("unlike any thumbs-up prompt" in warning for warning in report.warnings)
