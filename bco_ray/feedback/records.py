@@ -34,8 +34,8 @@ from bco_ray.storage import files, locations
 from bco_ray.storage.quarantine import Quarantine, Tally
 from bco_ray.storage.records import PartFacts, RecordsManifest, commit_records, load_records
 
-ROWS_PER_BLOCK = 1024
-BUCKET_BYTES = 16 << 20
+ROWS_PER_BLOCK = 4096
+BUCKET_BYTES = 8 << 20
 LEAST_BITS, MOST_BITS = 3, 16
 ONE_BLOCK_BYTES = 64 << 20
 

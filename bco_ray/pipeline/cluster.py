@@ -18,7 +18,7 @@ from bco_ray.errors import BcoError, InterruptedRunError, SpecError
 from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.telemetry import logger
 
-SHUFFLE_BATCH_BYTES = 32 << 20
+SHUFFLE_BATCH_BYTES = 16 << 20
 """What a shuffling task reads at a time; Ray's own 1 GiB would be its memory."""
 
 
