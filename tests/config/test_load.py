@@ -91,7 +91,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_the_data_section_alone() -> None:
     data = parse_data({"feedback": ["a.jsonl"]}, ["data.label_map={'meh': null}", "data.validation=0"])
     assert (data.feedback, data.label_map, data.validation) == (["a.jsonl"], {"meh": None}, 0.0)
-    with pytest.raises(SpecError, match="only data"):
+    with pytest.raises(SpecError, match="only fields of data"):
         parse_data({"feedback": ["a.jsonl"]}, ["training.seed=1"])
 
 
