@@ -36,14 +36,20 @@ from bco_ray.objective.density import (
 from bco_ray.objective.logistic import LogisticModel, fit_logistic, mean_log_loss
 from bco_ray.objective.logprobs import chunked_logps, completion_logps, scored_tokens, sum_by_row, token_logps
 from bco_ray.objective.loss import LossSums, bco_loss, bco_row_losses, implicit_rewards, unpaired_loss, window_loss
+from bco_ray.objective.losses import LOSSES, Loss, Units, loss_sums
 from bco_ray.objective.shift import RewardShift, ShiftSums, decay_per_window, error_term, exact_shift
+from bco_ray.objective.shift_tensor import ShiftTensor
 
 __all__ = [
+    "LOSSES",
     "ClassWeights",
     "LogisticModel",
+    "Loss",
     "LossSums",
     "RewardShift",
     "ShiftSums",
+    "ShiftTensor",
+    "Units",
     "WeightSums",
     "apo_zero_unpaired",
     "auc",
@@ -66,6 +72,7 @@ __all__ = [
     "implicit_rewards",
     "kto",
     "kto_reference_point",
+    "loss_sums",
     "mean_log_loss",
     "mixture_weights",
     "scored_tokens",

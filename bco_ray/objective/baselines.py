@@ -12,7 +12,7 @@ from torch import Tensor
 from bco_ray.objective.loss import bco_row_losses
 
 
-def kto(rewards_B: Tensor, labels_B: Tensor, *, beta: float, z_ref: float) -> Tensor:
+def kto(rewards_B: Tensor, labels_B: Tensor, *, beta: float, z_ref: float | Tensor) -> Tensor:
     """1 - sigmoid(r - beta z) for label 1, 1 - sigmoid(beta z - r) for label 0 (arXiv 2402.01306, lambdas 1).
 
     `z_ref` in units of log-ratio, from `kto_reference_point`; a constant.

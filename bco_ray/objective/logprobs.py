@@ -7,6 +7,7 @@ the trainer both come through here; otherwise the reward at step 0 would not be 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -86,7 +87,10 @@ class _Head:
     softcap: float | None
 
     def chunks(self, tokens: int) -> list[slice]:
-        return [slice(start, start + self.chunk_size) for start in range(0, tokens, self.chunk_size)]
+        """As few as the size allows, as even as they can be: a short last one would take another matrix kernel."""
+        count = -(-tokens // self.chunk_size)
+        bounds = [tokens * i // count for i in range(count + 1)] if count else [0]
+        return [slice(start, end) for start, end in itertools.pairwise(bounds)]
 
     def logits(self, hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
         with torch.autocast(hidden_CD.device.type, enabled=False):

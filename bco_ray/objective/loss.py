@@ -24,16 +24,21 @@ RowLosses = Callable[[Tensor, Tensor], Tensor]
 class LossSums:
     """What one micro-batch adds to its window: 0-d tensors. `+` merges, in any order and grouping.
 
-    Gradient flows through the two loss sums only; all others are detached float64.
-    A row is correct when its reward lies on its label's side of delta (strictly).
+    Gradient flows through the three loss sums only; all others are detached float64.
+    A row is correct when its reward lies on its label's side of delta (strictly). Its pull is |d loss / d reward|,
+    its error what it adds to `error_term` (e^-(r - delta) or e^(r - delta)).
     """
 
     chosen_loss_sum: Tensor
     rejected_loss_sum: Tensor
+    sft_loss_sum: Tensor
+    """Weight times -log pi(y given x) over thumbs-up rows: the SFT loss before its mean over tokens."""
     chosen_count: Tensor
     rejected_count: Tensor
     chosen_weight_sum: Tensor
     rejected_weight_sum: Tensor
+    chosen_weight_square_sum: Tensor
+    rejected_weight_square_sum: Tensor
     chosen_reward_sum: Tensor
     rejected_reward_sum: Tensor
     chosen_reward_square_sum: Tensor
@@ -42,6 +47,10 @@ class LossSums:
     rejected_logps_sum: Tensor
     chosen_correct_count: Tensor
     rejected_correct_count: Tensor
+    chosen_pull_sum: Tensor
+    rejected_pull_sum: Tensor
+    chosen_error_sum: Tensor
+    rejected_error_sum: Tensor
     non_finite_count: Tensor
     """Valid rows that spoil the step: loss or reward NaN or infinite, or a label that is neither 0 nor 1."""
 
@@ -109,7 +118,10 @@ def unpaired_loss(
     weights_B: Tensor | None = None,
     valid_B: Tensor | None = None,
 ) -> LossSums:
-    """`bco_loss` with another loss per row (see `baselines`); `delta` then only splits correct rows from wrong ones."""
+    """`bco_loss` with another loss per row (see `losses`); `delta` then only splits correct rows from wrong ones.
+
+    It may be one number per row (B,), as for pairs, where a row's opponent is what it is measured by.
+    """
     valid_B = torch.ones_like(labels_B, dtype=torch.bool) if valid_B is None else valid_B.bool()
     weights_B = torch.ones_like(labels_B, dtype=torch.float32) if weights_B is None else weights_B.detach()
     _refuse_unequal_shapes(policy_logps_B, reference_logps_B, labels_B, weights_B, valid_B)
@@ -117,11 +129,14 @@ def unpaired_loss(
         torch.where(valid_B, x_B, 0) for x_B in (policy_logps_B, reference_logps_B, weights_B)
     )
     rewards_B = implicit_rewards(policy_B, reference_B, beta=beta)
-    losses_B = weights_B.to(rewards_B.dtype) * row_losses(rewards_B, labels_B)
+    weights_B = weights_B.to(rewards_B.dtype)
+    losses_B = weights_B * row_losses(rewards_B, labels_B)
     chosen_B, rejected_B = valid_B & (labels_B == 1), valid_B & (labels_B == 0)
     usable_B = (chosen_B | rejected_B) & torch.isfinite(losses_B) & torch.isfinite(rewards_B)
     sums = [torch.where(rows_B, losses_B, 0).sum() for rows_B in (chosen_B, rejected_B)]
-    sums += _detached_sums(rewards_B, policy_B, weights_B, chosen_B, rejected_B, delta)
+    sums.append(torch.where(chosen_B, -weights_B * policy_B.to(rewards_B.dtype), 0).sum())
+    pulls_B = weights_B * _pulls(rewards_B, labels_B, row_losses)
+    sums += _detached_sums(rewards_B, policy_B, weights_B, pulls_B, chosen_B, rejected_B, delta)
     sums.append((valid_B & ~usable_B).sum().double())
     return LossSums(*sums)
 
@@ -148,27 +163,50 @@ def window_loss(
     rejected_total: float,
     desirable_weight: float = 0.5,
     undesirable_weight: float = 0.5,
+    sft_weight: float = 0.0,
+    sft_tokens: float = 0.0,
 ) -> Tensor:
     """This micro-batch's share of the window's two-mean loss; the shares of a window add up to its loss.
 
     The totals are those of the **whole window** (rows per class, or weights per class for the self-normalised form),
     known before the first backward. A class with total 0 contributes 0, never NaN. Where an engine averages
     gradients over workers, the caller multiplies by the number of workers (and does not divide by micro-batches).
-    Weights 1 and 1 give the paper's eq. 8. Raises ValueError on a negative or NaN total.
+    Weights 1 and 1 give the paper's eq. 8. `sft_weight` times the mean of -log p over the window's `sft_tokens`
+    thumbs-up tokens is added. Raises ValueError on a negative or NaN total.
     """
     chosen = sums.chosen_loss_sum * _reciprocal(chosen_total)
     rejected = sums.rejected_loss_sum * _reciprocal(rejected_total)
-    return desirable_weight * chosen + undesirable_weight * rejected
+    loss = desirable_weight * chosen + undesirable_weight * rejected
+    return loss + sft_weight * _reciprocal(sft_tokens) * sums.sft_loss_sum if sft_weight else loss
+
+
+def _pulls(rewards_B: Tensor, labels_B: Tensor, row_losses: RowLosses) -> Tensor:
+    """|d loss / d reward| of each row, from the loss itself."""
+    with torch.enable_grad():
+        leaves_B = rewards_B.detach().requires_grad_()
+        losses_B = row_losses(leaves_B, labels_B)
+        if not losses_B.requires_grad:
+            return torch.zeros_like(leaves_B)
+        (slopes_B,) = torch.autograd.grad(losses_B.sum(), leaves_B)
+    return slopes_B.abs()
 
 
 def _detached_sums(
-    rewards_B: Tensor, logps_B: Tensor, weights_B: Tensor, chosen_B: Tensor, rejected_B: Tensor, delta: float | Tensor
+    rewards_B: Tensor,
+    logps_B: Tensor,
+    weights_B: Tensor,
+    pulls_B: Tensor,
+    chosen_B: Tensor,
+    rejected_B: Tensor,
+    delta: float | Tensor,
 ) -> list[Tensor]:
-    """The fields of LossSums from chosen_count to rejected_correct_count, in their order."""
+    """The fields of LossSums from chosen_count to rejected_error_sum, in their order."""
     rewards_B = rewards_B.detach()
-    side_B = rewards_B - _constant(delta)
+    side_B = rewards_B.double() - _constant(delta)
     correct_B = torch.where(chosen_B, side_B > 0, side_B < 0)
-    columns = (torch.ones_like(side_B), weights_B, rewards_B, rewards_B.double().square(), logps_B.detach(), correct_B)
+    errors_B = torch.where(chosen_B, -side_B, side_B).clamp(max=600).exp()  # saturates, far beyond any use
+    columns = (torch.ones_like(side_B), weights_B, weights_B.double().square(), rewards_B,
+               rewards_B.double().square(), logps_B.detach(), correct_B, pulls_B, errors_B)  # fmt: skip
     columns_KB = torch.stack([column_B.double() for column_B in columns])
     sums_K2 = torch.stack([torch.where(rows_B, columns_KB, 0).sum(1) for rows_B in (chosen_B, rejected_B)], dim=1)
     return list(sums_K2.flatten().unbind())

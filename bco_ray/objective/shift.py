@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LEAST_COUNT = 1e-6
+LEAST_COUNT = 1e-6
 """Below this decayed count a class's sums say nothing and its last known mean stands."""
 
 
@@ -150,4 +150,4 @@ def _log_error_means(rewards_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tenso
 
 
 def _mean(reward_sum: float, count: float, last_known: float | None) -> float | None:
-    return reward_sum / count if count > _LEAST_COUNT else last_known
+    return reward_sum / count if count > LEAST_COUNT else last_known
