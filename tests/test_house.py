@@ -36,6 +36,7 @@ DOORS = {
     "peft": {"models/loading"},
     "transformers": {
         "text",
+        "models/attention",
         "models/loading",
         "models/embedder",
         "models/generate",

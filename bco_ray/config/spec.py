@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
+from bco_ray.config import deepspeed_json
+
 Auto = Literal["auto"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeInt = Annotated[int, Field(ge=0)]
@@ -58,11 +60,23 @@ def _no_adapter(value: Any) -> Any:
 
 
 class ModelSpec(Section):
-    """`base`: a Hugging Face model directory (or hub id with `revision`), or `name/3` / `name@prod` of our registry."""
+    """`base`: a Hugging Face model directory (or hub id with `revision`), or `name/3` / `name@prod` of our registry.
+
+    `reference`: the frozen model that rewards are measured against, named as `base` is; None: the base itself.
+    `quantization` of the base's weights (bitsandbytes): for the reference pass and for training an adapter alike.
+    """
 
     base: str
     revision: str | None = None
+    reference: str | None = None
     adapter: Annotated[LoraSpec | None, BeforeValidator(_no_adapter)] = None
+    quantization: Literal["none", "nf4", "int8"] = "none"
+
+    @model_validator(mode="after")
+    def _trainable(self) -> ModelSpec:
+        if self.quantization != "none" and self.adapter is None:
+            raise ValueError("quantization: quantised weights cannot be trained; set model.adapter to {type: lora}")
+        return self
 
 
 class FieldMap(Section):
@@ -121,27 +135,74 @@ class ScoringSpec(Section):
 
 
 class ShiftSpec(Section):
-    """The reward shift delta. Half-life in rows; `lagged` = every row of a step sees delta from before the step."""
+    """The reward shift delta. Half-life in rows; `lagged` = every row of a step sees delta from before the step.
+
+    `start`: a `running.json` of TRL's BCOTrainer to go on from, or none: no rows seen, delta 0.
+    """
 
     half_life_rows: float = Field(default=512, ge=0)
     timing: Literal["lagged"] = "lagged"
+    start: str | None = None
+
+    @model_validator(mode="after")
+    def _readable(self) -> ShiftSpec:
+        if self.start is not None and not self.start.endswith(".json"):
+            raise ValueError(
+                f"start: {self.start} is not a .json file; name the running.json that TRL's BCOTrainer wrote. Its "
+                "pickled classifier (clf.pkl) is never read: unpickling runs code. Matching is fitted anew."
+            )
+        return self
+
+
+LossName = Literal["bco", "bce", "kto", "apo_zero_unpaired", "sft", "dpo", "bco_pair"]
 
 
 class ObjectiveSpec(Section):
-    """`bco`, or `bce` (delta fixed at 0). Class weights `auto` = 0.5 each: both classes count the same."""
+    """The loss: `bco` and its ablation `bce`, or another on the same data. Class weights `auto`: both classes alike.
 
-    loss: Literal["bco", "bce"] = "bco"
+    `dpo` and `bco_pair` train on pairs (an up and a down on the same prompt), `sft` on thumbs-up votes alone.
+    `sft_weight` adds that much of the SFT loss to any other. `reference`: where the reference's log-probabilities come
+    from; `auto` is the column made when scoring, for `kto` (which needs more than that) the model itself.
+    """
+
+    loss: LossName = "bco"
     beta: float = Field(default=0.1, gt=0)
     shift: ShiftSpec = Field(default_factory=ShiftSpec)
     desirable_weight: NotNegative | Auto = "auto"
     undesirable_weight: NotNegative | Auto = "auto"
+    sft_weight: NotNegative = 0.0
+    reference: Literal["auto", "precomputed", "adapter_off", "live"] = "auto"
+
+    @model_validator(mode="after")
+    def _fitting(self) -> ObjectiveSpec:
+        if self.loss == "kto" and self.reference == "precomputed":
+            raise ValueError(
+                "reference: kto also looks at completions under prompts they were not given to, which are made while "
+                "training; use auto, adapter_off or live"
+            )
+        return self
 
 
 class ZeroSpec(Section):
-    """ZeRO stage: 0 replicates everything (plain torch), 1 shards the optimizer, 2 also the gradients (DeepSpeed)."""
+    """How state is shared out: ZeRO stage 0 (plain torch) to 3 (DeepSpeed), and what of it waits in host memory.
 
-    zero_stage: Literal[0, 1, 2] = 2
-    offload: Literal["none"] = "none"
+    Instead of these two: DeepSpeed's own JSON, as a mapping or the path of a file. It is kept as `config`, and they
+    follow from it.
+    """
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    config: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_any_form(cls, value: Any) -> Any:
+        return deepspeed_json.as_section(value)
+
+    @model_validator(mode="after")
+    def _possible(self) -> ZeroSpec:
+        deepspeed_json.refuse(deepspeed_json.problems(self.zero_stage, self.offload, self.config))
+        return self
 
 
 class CheckpointSpec(Section):
@@ -165,18 +226,32 @@ class TrainingSpec(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deepspeed: ZeroSpec = Field(default_factory=ZeroSpec)
+    gradient_checkpointing: Literal["auto", True, False] = "auto"
     num_workers: int = Field(default=2, ge=1)
     resources_per_worker: dict[str, float] = Field(default_factory=lambda: {"CPU": 1.0})
     max_failures: int = Field(default=2, ge=0)
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _said_once(self) -> TrainingSpec:
+        ours = {field: getattr(self, field.removeprefix("training.")) for field in deepspeed_json.REPEATABLE.values()}
+        deepspeed_json.refuse(deepspeed_json.conflicts(self.deepspeed.config or {}, ours), within="deepspeed")
+        return self
+
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+
 
 class OutputSpec(Section):
-    """Where everything is written (a local directory), and the registry name of the trained model (None: the job's)."""
+    """Where everything is written (a local directory), and the registry name of the trained model (None: the job's).
+
+    `trackers` get every step's metrics too, as they come; they need `pip install 'bco-ray[trackers]'`.
+    """
 
     storage: str = "./runs"
     register_as: Name | None = None
+    trackers: Annotated[list[TrackerName], BeforeValidator(_one_or_many)] = Field(default_factory=list)
 
 
 class JobSpec(Section):
@@ -189,6 +264,14 @@ class JobSpec(Section):
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec)
     training: TrainingSpec = Field(default_factory=TrainingSpec)
     output: OutputSpec = Field(default_factory=OutputSpec)
+
+    @model_validator(mode="after")
+    def _shardable(self) -> JobSpec:
+        if self.model.quantization != "none" and self.training.deepspeed.zero_stage == 3:
+            raise ValueError(
+                "model.quantization: ZeRO 3 cannot share out quantised weights; set training.deepspeed.zero_stage to 2"
+            )
+        return self
 
     @property
     def registry_name(self) -> str:

@@ -14,10 +14,11 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from bco_ray.models.batching import pad, token_budget_batches
 from bco_ray.models.loading import load_frozen
+from bco_ray.models.packing import fill_packs, lay_out
 from bco_ray.models.policy import Policy
 from bco_ray.objective.density import auc
+from bco_ray.storage.ragged import Ragged
 from bco_ray.storage.scored import ScoredManifest
 
 _REWARDS = pa.schema([("reward", pa.float32()), ("label", pa.bool_())])
@@ -35,11 +36,20 @@ class RewardScorer:
     """A Ray Data actor: r = beta * (log pi - log ref) for each validation row of scored shards."""
 
     def __init__(
-        self, model_directory: str, *, beta: float, max_tokens: int, dtype: str, device: str, threads: int
+        self,
+        model_directory: str,
+        *,
+        beta: float,
+        max_tokens: int,
+        dtype: str,
+        quantization: str,
+        device: str,
+        threads: int,
     ) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device(device)
-        self.policy = Policy(load_frozen(model_directory, dtype=getattr(torch, dtype))).to(self.device)
+        lm = load_frozen(model_directory, dtype=getattr(torch, dtype), quantization=quantization)
+        self.policy = Policy(lm).to(self.device)
         self.beta = beta
         self.max_tokens = max_tokens
 
@@ -50,11 +60,11 @@ class RewardScorer:
     @torch.inference_mode()
     def _judge(self, shard: pa.Table) -> pa.Table:
         rows = shard.filter(pc.equal(shard["split"], "validation"))
-        ids, masks = rows["input_ids"].to_pylist(), rows["completion_mask"].to_pylist()
+        ids, masks = Ragged(rows["input_ids"]), Ragged(rows["completion_mask"])
         logps = np.empty(rows.num_rows, dtype=np.float32)
-        for batch in token_budget_batches([len(row) for row in ids], self.max_tokens):
-            ids_BT, mask_BT = pad([np.asarray(ids[i]) for i in batch], [np.asarray(masks[i]) for i in batch])
-            logps[batch] = self.policy(ids_BT.to(self.device), mask_BT.to(self.device)).cpu().numpy()
+        for numbers in fill_packs(ids.lengths, self.max_tokens) if rows.num_rows else []:
+            pack = lay_out([ids[i] for i in numbers], [masks[i] for i in numbers])
+            logps[numbers] = self.policy(pack.to(self.device)).cpu().numpy()
         rewards = self.beta * (logps - rows["reference_logp"].to_numpy())
         return pa.table([pa.array(rewards, pa.float32()), rows["label"].combine_chunks()], schema=_REWARDS)
 
@@ -68,6 +78,7 @@ def evaluate_held_out(
     delta: float,
     max_tokens: int,
     dtype: str,
+    quantization: str,
     device: str,
     threads: int,
     num_workers: int,
@@ -85,6 +96,7 @@ def evaluate_held_out(
             "beta": beta,
             "max_tokens": max_tokens,
             "dtype": dtype,
+            "quantization": quantization,
             "device": device,
             "threads": threads,
         },

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bco_ray.errors import ModelError
-from bco_ray.models.batching import token_budget_batches
 
 LONGEST_INPUT = 512
 """Tokens read of a text if neither the tokenizer nor the model's config says how many it can."""
@@ -43,7 +42,7 @@ class Embedder(nn.Module):
         encoded = self.tokenizer([text or " " for text in texts], truncation=True, max_length=self.max_length)
         ids = encoded["input_ids"]
         embedding_ND = torch.empty(len(ids), self.encoder.config.hidden_size)
-        for batch in token_budget_batches([len(row) for row in ids], max_tokens):
+        for batch in _padded_batches([len(row) for row in ids], max_tokens):
             embedding_ND[batch] = self._mean_states([ids[i] for i in batch]).cpu()
         return embedding_ND
 
@@ -56,6 +55,17 @@ class Embedder(nn.Module):
         hidden_BTD = self.encoder(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state
         sums_BD: Tensor = (hidden_BTD.float() * mask_BT.unsqueeze(-1)).sum(1)
         return sums_BD / lengths_B[:, None]
+
+
+def _padded_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of texts of similar length with texts x longest <= max_tokens; a longer text gets a batch of its own."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
 
 
 def _unusable(directory: str | Path, why: str) -> ModelError:

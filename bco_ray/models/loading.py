@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +27,52 @@ def is_adapter(directory: str | Path) -> bool:
     return (Path(directory) / ADAPTER_CONFIG).is_file()
 
 
-def load_frozen(directory: str | Path, *, dtype: torch.dtype) -> CausalLM:
+def load_frozen(directory: str | Path, *, dtype: torch.dtype, quantization: str = "none") -> CausalLM:
     """The model in `directory` for inference: eval mode, no gradients. An adapter stays beside its base.
 
     Merging would round the adapter away in bfloat16 and make another function of it than the one that was trained.
+    `quantization` (none, nf4, int8) of the base's weights; they then lie where the computing is done.
     """
-    if is_adapter(directory):
-        lm = _with_adapter(Path(directory), dtype, is_trainable=False)
-    else:
-        lm = _load_whole(directory, dtype)
+    base = _load_whole(base_of(directory), dtype, quantization)
+    lm = _with_adapter(base, Path(directory), dtype, is_trainable=False) if is_adapter(directory) else base
     return lm.requires_grad_(False).eval()
 
 
-def load_policy(directory: str | Path, adapter: dict[str, Any] | None, *, dtype: torch.dtype) -> CausalLM:
+def load_policy(
+    directory: str | Path, adapter: dict[str, Any] | None, *, dtype: torch.dtype, quantization: str = "none"
+) -> CausalLM:
     """The model to train. With `adapter` (r, alpha, target_modules) only a LoRA adapter is trainable.
 
     An adapter directory as the start continues that same adapter, so that what is exported still fits the first base.
     In eval mode, as the reference is: dropout of any kind would make policy and reference different functions.
     """
+    if adapter is None and quantization != "none":
+        raise SpecError("model.quantization: quantised weights cannot be trained; set model.adapter to {type: lora}.")
     if adapter is None and is_adapter(directory):
-        lm = _with_adapter(Path(directory), torch.float32, is_trainable=False).merge_and_unload().to(dtype)
+        lm = _merged(Path(directory), dtype)
     elif adapter is None:
         lm = _load_whole(directory, dtype)
     elif is_adapter(directory):
-        lm = _continue_adapter(Path(directory), adapter, dtype)
+        _check_same_adapter(Path(directory), adapter)
+        base = _load_whole(base_of(directory), dtype, quantization)
+        lm = _with_adapter(base, Path(directory), dtype, is_trainable=True)
     else:
-        lm = _new_adapter(_load_whole(directory, dtype), adapter)
+        lm = _new_adapter(_load_whole(directory, dtype, quantization), adapter, dtype)
     return lm.eval()
+
+
+@contextmanager
+def partitioned(config: Mapping[str, Any]) -> Iterator[None]:
+    """A whole model loaded inside is shared out over the workers while it is built, as DeepSpeed's `config` says."""
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    alive = HfDeepSpeedConfig(dict(config))  # transformers keeps only a weak reference to it
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del alive
 
 
 def export_model(lm: CausalLM, directory: Path, state: dict[str, torch.Tensor], tokenizer_from: str | Path) -> None:
@@ -67,6 +87,12 @@ def parameter_count(directory: str | Path) -> int:
     config = transformers.AutoConfig.from_pretrained(str(base_of(directory)))
     with torch.device("meta"):
         return int(transformers.AutoModelForCausalLM.from_config(config).num_parameters())
+
+
+def vocabulary_size(directory: str | Path) -> int:
+    """Entries of the embedding table, from the config alone."""
+    config = transformers.AutoConfig.from_pretrained(str(base_of(directory)))
+    return int(config.get_text_config().vocab_size)
 
 
 def base_of(directory: str | Path) -> str:
@@ -108,32 +134,58 @@ def check_model_directory(path: Path) -> None:
         )
 
 
-def _load_whole(directory: str | Path, dtype: torch.dtype) -> CausalLM:
+def _load_whole(directory: str | Path, dtype: torch.dtype, quantization: str = "none") -> CausalLM:
     check_model_directory(Path(directory))
+    how = {} if quantization == "none" else {"quantization_config": _quantized(quantization, dtype)}
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype)
+        return transformers.AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, **how)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{directory}: cannot load the model: {_first_line(error)}") from None
 
 
-def _new_adapter(lm: CausalLM, adapter: dict[str, Any]) -> CausalLM:
+def _quantized(quantization: str, dtype: torch.dtype) -> Any:
+    if not transformers.utils.is_bitsandbytes_available():
+        raise ModelError(f"model.quantization {quantization}: needs bitsandbytes; pip install 'bco-ray[gpu]'.")
+    if quantization == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _new_adapter(base: CausalLM, adapter: dict[str, Any], dtype: torch.dtype) -> CausalLM:
     import peft  # five seconds, which only adapters should cost
 
     modules: str | Sequence[str] = adapter["target_modules"]
     config = peft.LoraConfig(
         task_type="CAUSAL_LM", r=adapter["r"], lora_alpha=adapter["alpha"], target_modules=modules, lora_dropout=0.0
     )
-    return peft.get_peft_model(lm, config)
+    return _computing_in(dtype, peft.get_peft_model(base, config))
 
 
-def _with_adapter(directory: Path, dtype: torch.dtype, *, is_trainable: bool) -> CausalLM:
+def _with_adapter(base: CausalLM, directory: Path, dtype: torch.dtype, *, is_trainable: bool) -> CausalLM:
     import peft
 
-    base = _load_whole(base_of(directory), dtype)
-    return peft.PeftModel.from_pretrained(base, str(directory), is_trainable=is_trainable)
+    return _computing_in(dtype, peft.PeftModel.from_pretrained(base, str(directory), is_trainable=is_trainable))
 
 
-def _continue_adapter(directory: Path, adapter: dict[str, Any], dtype: torch.dtype) -> CausalLM:
+def _computing_in(dtype: torch.dtype, lm: CausalLM) -> CausalLM:
+    """peft likes its adapters in float32, DeepSpeed trains them in the dtype of all: scored must be what is trained."""
+    for name, parameter in lm.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+    return lm
+
+
+def _merged(directory: Path, dtype: torch.dtype) -> CausalLM:
+    base = _load_whole(base_of(directory), torch.float32)
+    return _with_adapter(base, directory, torch.float32, is_trainable=False).merge_and_unload().to(dtype)
+
+
+def _check_same_adapter(directory: Path, adapter: dict[str, Any]) -> None:
     had = json.loads((directory / ADAPTER_CONFIG).read_text())
     asked = {"r": adapter["r"], "lora_alpha": adapter["alpha"]}
     if isinstance(adapter["target_modules"], list):
@@ -142,7 +194,6 @@ def _continue_adapter(directory: Path, adapter: dict[str, Any], dtype: torch.dty
     differing = {name: had[name] for name, value in asked.items() if had[name] != value}
     if differing:
         raise SpecError(f"model.adapter: {directory} is continued with its own settings, {differing}: ask for those.")
-    return _with_adapter(directory, dtype, is_trainable=True)
 
 
 def _first_line(error: Exception) -> str:

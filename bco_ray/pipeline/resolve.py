@@ -7,16 +7,21 @@ from functools import cached_property
 from pathlib import Path
 
 from bco_ray.config import JobSpec, ScoringSpec
+from bco_ray.config.spec import ShiftSpec
 from bco_ray.errors import SpecError
 from bco_ray.models import loading
+from bco_ray.objective import LOSSES
 from bco_ray.pipeline.log import ResolvedLog, resolve_log
 from bco_ray.storage import files
 from bco_ray.storage.registry import Registry
 from bco_ray.text import load_tokenizer
+from bco_ray.training.setup import ReferenceKind
 
 LARGE_MODEL_WEIGHTS = 3_000_000_000
+SCORED_AT_ONCE = 4096
+"""Tokens of one forward of the reference pass where the spec leaves the micro-batch open."""
 
-SCORING_FORMAT = 3
+SCORING_FORMAT = 4
 """Part of every scored directory's address: raised when the same rows would come out as other tokens or numbers."""
 
 
@@ -28,6 +33,8 @@ class ResolvedJob:
     storage: Path
     model_directory: str
     model_fingerprint: str
+    reference_directory: str
+    reference_fingerprint: str
     log: ResolvedLog
     bf16: bool
 
@@ -52,6 +59,34 @@ class ResolvedJob:
         return max(1, int(self.spec.training.resources_per_worker.get("CPU", 1)))
 
     @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of one micro-batch in training; 0: found by a dry run."""
+        asked = self.spec.training.max_tokens_per_micro_batch
+        return 0 if asked == "auto" else asked
+
+    @property
+    def scoring_tokens(self) -> int:
+        """Tokens of one forward without gradients."""
+        return self.micro_batch_tokens or max(SCORED_AT_ONCE, self.spec.training.max_length)
+
+    @property
+    def reference(self) -> ReferenceKind:
+        """Where training takes the reference's log-probabilities from."""
+        asked = self.spec.objective.reference
+        if asked != "auto":
+            return asked
+        if not LOSSES[self.spec.objective.loss].mismatched:
+            return "precomputed"
+        on_reference = loading.base_of(self.model_directory) == self.reference_directory
+        return "adapter_off" if self.spec.model.adapter is not None and on_reference else "live"
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether layers are computed again in the backward pass."""
+        asked = self.spec.training.gradient_checkpointing
+        return asked if asked != "auto" else self.device == "cuda" and self.spec.model.adapter is None
+
+    @property
     def scored_directory(self) -> Path:
         """Content-addressed: the same rows, model and settings are scored once."""
         return self.storage / "scored" / files.digest(self.scoring_identity)
@@ -72,7 +107,14 @@ class ResolvedJob:
     @property
     def reference_identity(self) -> dict[str, object]:
         """Everything that the reference pass makes of a row's tokens depends on."""
-        return {"model": self.model_fingerprint, "bf16": self.bf16, "embedding": self.embedding_fingerprint}
+        tokens = {} if self.reference_fingerprint == self.model_fingerprint else {"tokenizer": self.model_fingerprint}
+        return {**self.weights_identity, **tokens, "embedding": self.embedding_fingerprint}
+
+    @property
+    def weights_identity(self) -> dict[str, object]:
+        """What the reference's log-probabilities of given tokens depend on."""
+        quantized = {} if self.spec.model.quantization == "none" else {"quantization": self.spec.model.quantization}
+        return {"model": self.reference_fingerprint, "bf16": self.bf16, **quantized}
 
     @cached_property
     def embedding_fingerprint(self) -> str:
@@ -89,6 +131,7 @@ class ResolvedJob:
         return {
             "scored": self.scored_directory.name,
             "model": self.model_fingerprint,
+            "reference": self.reference_fingerprint,
             "adapter": self.spec.model.adapter.model_dump() if self.spec.model.adapter else None,
             "objective": self.spec.objective.model_dump(),
             "training": training,
@@ -104,33 +147,44 @@ def resolve(spec: JobSpec) -> ResolvedJob:
     """Pin what the spec refers to. Raises SpecError, DataError or ModelError naming the field."""
     storage = files.local_directory(spec.output.storage)
     directory, reference = resolve_model(spec.model.base, storage, revision=spec.model.revision)
+    reference_directory, reference_name = _resolve_reference(spec, storage, directory)
     load_tokenizer(directory)  # a model that cannot be used is better refused now
     log = resolve_log(spec.data, storage)
     bf16 = _wants_bf16(spec)
+    gain = LOSSES[spec.objective.loss].gain
     spec = spec.model_copy(
         update={
-            "model": spec.model.model_copy(update={"base": reference, "revision": None}),
+            "model": spec.model.model_copy(update={"base": reference, "revision": None, "reference": reference_name}),
             "data": log.data,
             "scoring": _resolve_scoring(spec, storage),
             "objective": spec.objective.model_copy(
                 update={
-                    "desirable_weight": _number(spec.objective.desirable_weight, 0.5),
-                    "undesirable_weight": _number(spec.objective.undesirable_weight, 0.5),
+                    "shift": _resolve_shift(spec.objective.shift),
+                    "desirable_weight": _number(spec.objective.desirable_weight, gain),
+                    "undesirable_weight": _number(spec.objective.undesirable_weight, gain),
                 }
             ),
             "training": spec.training.model_copy(
                 update={
                     "learning_rate": _number(spec.training.learning_rate, auto_learning_rate(spec, directory)),
-                    "max_tokens_per_micro_batch": int(
-                        _number(spec.training.max_tokens_per_micro_batch, max(4096, spec.training.max_length))
-                    ),
                     "precision": "bf16" if bf16 else "fp32",
                 }
             ),
             "output": spec.output.model_copy(update={"storage": str(storage)}),
         }
     )
-    return ResolvedJob(spec, storage, directory, loading.fingerprint(directory), log, bf16)
+    prints = loading.fingerprint(directory), loading.fingerprint(reference_directory)
+    return ResolvedJob(spec, storage, directory, prints[0], reference_directory, prints[1], log, bf16)
+
+
+def _resolve_reference(spec: JobSpec, storage: Path, base: str) -> tuple[str, str | None]:
+    """(directory, name to record) of the frozen model. Raises SpecError if it reads other tokens than the base."""
+    if spec.model.reference is None:
+        return base, None
+    directory, name = resolve_model(spec.model.reference, storage)
+    if loading.vocabulary_size(directory) != loading.vocabulary_size(base):
+        raise SpecError(f"model.reference: {directory}: its vocabulary is not that of model.base; name one akin to it.")
+    return directory, name
 
 
 def resolve_model(base: str, storage: Path, *, revision: str | None = None) -> tuple[str, str]:
@@ -176,15 +230,14 @@ def _resolve_scoring(spec: JobSpec, storage: Path) -> ScoringSpec:
     return scoring.model_copy(update=changes)
 
 
+def _resolve_shift(shift: ShiftSpec) -> ShiftSpec:
+    start = None if shift.start is None else str(Path(shift.start).expanduser().resolve())
+    return shift.model_copy(update={"start": start})
+
+
 def _wants_bf16(spec: JobSpec) -> bool:
     has_gpu = spec.training.resources_per_worker.get("GPU", 0) > 0
-    bf16 = spec.training.precision == "bf16" or (spec.training.precision == "auto" and has_gpu)
-    if bf16 and spec.training.deepspeed.zero_stage == 0:
-        raise SpecError(
-            "training.precision: bf16 keeps its float32 master weights in ZeRO; set training.deepspeed.zero_stage "
-            "to 1 or 2, or training.precision to fp32."
-        )
-    return bf16
+    return spec.training.precision == "bf16" or (spec.training.precision == "auto" and has_gpu)
 
 
 def _number(value: float | str, default: float) -> float:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bco_ray.config import dump_spec
+from bco_ray.config.spec import ShiftSpec
 from bco_ray.errors import SpecError
 from bco_ray.evaluation.curves import draw_curves
 from bco_ray.evaluation.heldout import evaluate_held_out
-from bco_ray.objective.shift import RewardShift
+from bco_ray.objective import LOSSES, RewardShift
+from bco_ray.objective.running_moments import shift_from_running_moments
 from bco_ray.pipeline.card import model_card
 from bco_ray.pipeline.checking import require_usable
 from bco_ray.pipeline.lineage import lineage_of
 from bco_ray.pipeline.log import read_log, require_nobody_erased_since
 from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.pipeline.watching import watching
 from bco_ray.scoring.parts import Caches
 from bco_ray.scoring.reference import BY_REFERENCE, ReferenceModel
 from bco_ray.scoring.score import ScoringJob, score
@@ -26,14 +27,13 @@ from bco_ray.scoring.weighing import Weighing
 from bco_ray.storage import files
 from bco_ray.storage.registry import ModelVersion, Registry
 from bco_ray.storage.scored import ScoredManifest, load_scored
-from bco_ray.telemetry import Advance, Phases
+from bco_ray.telemetry import Phases
 from bco_ray.training.launch import run_training
-from bco_ray.training.loop import TrainSetup
 from bco_ray.training.metrics import MetricsLog
+from bco_ray.training.setup import TrainSetup
 from bco_ray.training.step import Objective
 
-PROGRESS_SECONDS = 0.5
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Part of every cache's address: raised when the same tokens would come out as other numbers."""
 
 
@@ -83,6 +83,7 @@ def scoring_job(job: ResolvedJob) -> ScoringJob:
         inputs=job.scoring_identity,
         caches=caches_for(job),
         model=_reference_model(job),
+        tokenizer=job.model_directory,
         max_length=job.spec.training.max_length,
         validation=job.spec.data.validation,
         weighing=weighing,
@@ -94,7 +95,7 @@ def scoring_job(job: ResolvedJob) -> ScoringJob:
 def caches_for(job: ResolvedJob) -> Caches:
     """Numbers that any job with the same reference model (and source of embeddings) may use again."""
     named = job.embedding_fingerprint
-    reference = {"format": CACHE_FORMAT, "model": job.model_fingerprint, "bf16": job.bf16}
+    reference = {"format": CACHE_FORMAT, **job.weights_identity}
     source = reference if named == BY_REFERENCE else {"format": CACHE_FORMAT, "embedder": named, "bf16": job.bf16}
     root = job.storage / "reference"
     return Caches(root / f"logps-{files.digest(reference)}", root / f"prompts-{files.digest(source)}")
@@ -108,7 +109,7 @@ def train_job(job: ResolvedJob, phases: Phases) -> None:
             advance(1, 1, "was done already")
             return
         busy = "another process is training this run; wait for it, or stop it and try again."
-        with files.locked(run / ".lock", busy=busy), _watching(MetricsLog(run / "metrics.jsonl"), advance):
+        with files.locked(run / ".lock", busy=busy), watching(run / "metrics.jsonl", advance):
             files.write_bytes(run / "spec.resolved.yaml", dump_spec(job.spec).encode())
             run_training(
                 train_setup(job),
@@ -131,8 +132,9 @@ def evaluate_job(job: ResolvedJob, phases: Phases) -> dict[str, Any]:
                 str(run / "model"),
                 beta=spec.objective.beta,
                 delta=_final_delta(job),
-                max_tokens=int(spec.training.max_tokens_per_micro_batch),
+                max_tokens=job.scoring_tokens,
                 dtype=job.dtype,
+                quantization=spec.model.quantization,
                 device=job.device,
                 threads=job.threads,
                 num_workers=spec.scoring.workers[1],
@@ -172,12 +174,16 @@ def train_setup(job: ResolvedJob) -> TrainSetup:
         run=str(job.run_directory),
         adapter=spec.model.adapter.model_dump() if spec.model.adapter else None,
         objective=Objective(
+            loss=spec.objective.loss,
             beta=spec.objective.beta,
-            shifted=spec.objective.loss == "bco",
             desirable_weight=float(spec.objective.desirable_weight),
             undesirable_weight=float(spec.objective.undesirable_weight),
+            sft_weight=spec.objective.sft_weight,
         ),
         half_life_rows=spec.objective.shift.half_life_rows,
+        shift=initial_shift(spec.objective.shift),
+        reference=job.reference,
+        reference_model=job.reference_directory,
         learning_rate=float(training.learning_rate),
         lr_scheduler=training.lr_scheduler,
         warmup_ratio=training.warmup_ratio,
@@ -185,8 +191,13 @@ def train_setup(job: ResolvedJob) -> TrainSetup:
         max_grad_norm=training.max_grad_norm,
         epochs=training.num_train_epochs,
         rows_per_step=training.rows_per_step,
-        max_tokens_per_micro_batch=int(training.max_tokens_per_micro_batch),
+        max_length=training.max_length,
+        max_tokens_per_micro_batch=job.micro_batch_tokens,
         zero_stage=training.deepspeed.zero_stage,
+        offload=training.deepspeed.offload,
+        deepspeed=training.deepspeed.config,
+        gradient_checkpointing=job.gradient_checkpointing,
+        quantization=spec.model.quantization,
         bf16=job.bf16,
         device=job.device,
         threads=job.threads,
@@ -197,12 +208,24 @@ def train_setup(job: ResolvedJob) -> TrainSetup:
     )
 
 
+def initial_shift(spec: ShiftSpec) -> dict[str, Any] | None:
+    """The state of a shift that goes on from TRL's `running.json`, if the spec names one. Raises SpecError."""
+    if spec.start is None:
+        return None
+    try:
+        state = json.loads(Path(spec.start).read_text())
+        return shift_from_running_moments(state, half_life_rows=spec.half_life_rows).state_dict()
+    except (OSError, ValueError) as error:
+        raise SpecError(f"objective.shift.start: {spec.start}: {error}") from None
+
+
 def _reference_model(job: ResolvedJob) -> ReferenceModel:
     return ReferenceModel(
-        directory=job.model_directory,
+        directory=job.reference_directory,
         dtype=job.dtype,
+        quantization=job.spec.model.quantization,
         device=job.device,
-        max_tokens=int(job.spec.training.max_tokens_per_micro_batch),
+        max_tokens=job.scoring_tokens,
         threads=job.threads,
         embedding=job.spec.scoring.embedding,
     )
@@ -211,25 +234,4 @@ def _reference_model(job: ResolvedJob) -> ReferenceModel:
 def _final_delta(job: ResolvedJob) -> float:
     """The shift after the last step, as the trainer left it."""
     outcome = files.read_json(job.run_directory / "outcome.json")
-    return RewardShift.from_state(outcome["shift"]).delta if job.spec.objective.loss == "bco" else 0.0
-
-
-@contextmanager
-def _watching(metrics: MetricsLog, advance: Advance) -> Iterator[None]:
-    """Moves the bar while Ray Train blocks, by reading the steps worker 0 has written."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(PROGRESS_SECONDS):
-            if rows := metrics.read():
-                last = rows[-1]
-                numbers = " ".join(f"{k} {last[k]:.3f}" for k in ("loss", "delta") if last[k] is not None)
-                advance(last["step"] + 1, last["total_steps"], numbers)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=5)
+    return RewardShift.from_state(outcome["shift"]).delta if LOSSES[job.spec.objective.loss].shifted else 0.0

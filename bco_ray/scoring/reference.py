@@ -1,6 +1,6 @@
 """The reference pass: one forward of the frozen model gives log-probability and prompt embedding of what is not cached.
 
-Shapes: B rows of a batch, T tokens, D hidden width.
+Shapes: B rows of a pack, D hidden width.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from bco_ray.models.batching import pad, token_budget_batches
 from bco_ray.models.embedder import Embedder
 from bco_ray.models.loading import load_frozen
+from bco_ray.models.packing import fill_packs, lay_out
 from bco_ray.models.policy import Policy
 from bco_ray.scoring.cache import Values
 from bco_ray.scoring.parts import Caches, Known, Workplace, read_tokens
+from bco_ray.storage.ragged import Ragged
 
 EMBEDDING_WIDTH = 256
 """Wider hidden states are projected onto this many random directions; distances survive, storage does not grow."""
@@ -39,6 +40,7 @@ class ReferenceModel:
     max_tokens: int
     threads: int
     embedding: str = BY_REFERENCE
+    quantization: str = "none"
 
 
 class ReferenceScorer:
@@ -77,9 +79,10 @@ class ReferenceScorer:
         key_of_row, key_of_prompt_row = _inverse(rows), _inverse(_on_rows(tokens, rows, prompts))
         needed = sorted(key_of_row.keys() | key_of_prompt_row.keys())
         found = Known({}, {})
-        columns = _Ragged(tokens["input_ids"]), _Ragged(tokens["completion_mask"])
-        for batch in token_budget_batches([columns[0].length(n) for n in needed], self.model.max_tokens):
-            numbers = [needed[i] for i in batch]
+        columns = Ragged(tokens["input_ids"]), Ragged(tokens["completion_mask"])
+        lengths = columns[0].lengths
+        for pack in fill_packs([lengths[n] for n in needed], self.model.max_tokens) if needed else []:
+            numbers = [needed[i] for i in pack]
             scored = self._score(*([column[n] for n in numbers] for column in columns))
             for n, logp, embedding_D in zip(numbers, *scored, strict=True):
                 if n in key_of_row:
@@ -90,9 +93,7 @@ class ReferenceScorer:
 
     @torch.inference_mode()
     def _score(self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        ids_BT, mask_BT = pad(ids, masks)
-        device = torch.device(self.model.device)
-        logps_B, embedding_BD = self.policy.score(ids_BT.to(device), mask_BT.to(device))
+        logps_B, embedding_BD = self.policy.score(lay_out(ids, masks).to(self.model.device))
         return logps_B.cpu().numpy(), project(embedding_BD).cpu().numpy()
 
     def _embed(self, keys: Sequence[bytes], texts: Sequence[str]) -> Values:
@@ -104,30 +105,15 @@ class ReferenceScorer:
     @cached_property
     def policy(self) -> Policy:
         """On its device, checked."""
-        policy = Policy(load_frozen(self.model.directory, dtype=getattr(torch, self.model.dtype)))
-        policy.to(self.model.device).check_head()
+        dtype = getattr(torch, self.model.dtype)
+        policy = Policy(load_frozen(self.model.directory, dtype=dtype, quantization=self.model.quantization))
+        policy.to(self.model.device).check()
         return policy
 
     @cached_property
     def embedder(self) -> Embedder:
         """On its device."""
         return Embedder(self.model.embedding, dtype=getattr(torch, self.model.dtype)).to(self.model.device)
-
-
-class _Ragged:
-    """A list column by row, as views into its one flat array."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        lists = column.combine_chunks()
-        self._offsets = lists.offsets.to_numpy()
-        self._flat = lists.values.to_numpy(zero_copy_only=False)
-
-    def length(self, row: int) -> int:
-        return int(self._offsets[row + 1] - self._offsets[row])
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        values: np.ndarray = self._flat[self._offsets[row] : self._offsets[row + 1]]
-        return values
 
 
 def project(embedding_BD: Tensor, width: int = EMBEDDING_WIDTH) -> Tensor:

@@ -32,6 +32,7 @@ Progress = Callable[[float, float | None, str], None]
 class ScoringJob:
     """What to score with, and where to. `directory` is addressed by `inputs`; `caches` by the model that fills them.
 
+    `tokenizer`: the model directory whose tokenizer and template make tokens of the records.
     `num_workers`: fewest and most actors of the reference pass. There are none while nothing is to be computed.
     """
 
@@ -39,6 +40,7 @@ class ScoringJob:
     inputs: dict[str, Any]
     caches: Caches
     model: ReferenceModel
+    tokenizer: str
     max_length: int
     validation: float
     weighing: Weighing
@@ -54,7 +56,7 @@ class ScoringJob:
     def tokenizing(self) -> Tokenizing:
         """The first stage."""
         with_text = self.model.embedding != BY_REFERENCE
-        return Tokenizing(self.model.directory, self.max_length, self.validation, with_text)
+        return Tokenizing(self.tokenizer, self.max_length, self.validation, with_text)
 
 
 def score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest:

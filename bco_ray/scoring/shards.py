@@ -15,7 +15,7 @@ from bco_ray.schema import PROMPTS, SCORED
 from bco_ray.scoring.matching import Matching
 from bco_ray.scoring.matching_prompts import embedding_column, embeddings
 from bco_ray.storage import files
-from bco_ray.storage.scored import ShardFacts
+from bco_ray.storage.scored import ShardFacts, pair_places
 
 
 def prompts_name(shard: str) -> str:
@@ -69,6 +69,10 @@ def shard_facts(name: str, rows: pa.Table) -> ShardFacts:
     def count(mask: Any) -> int:
         return int(pc.sum(mask).as_py() or 0)
 
+    def hashes(mask: Any) -> np.ndarray:
+        found: np.ndarray = rows["prompt_hash"].filter(pc.and_(train, mask)).to_numpy()
+        return found
+
     return ShardFacts(
         file=name,
         train_chosen=count(pc.and_(train, label)),
@@ -76,6 +80,7 @@ def shard_facts(name: str, rows: pa.Table) -> ShardFacts:
         validation_chosen=count(pc.and_(pc.invert(train), label)),
         validation_rejected=count(pc.and_(pc.invert(train), pc.invert(label))),
         train_tokens=int(pc.sum(rows["n_tokens"].filter(train)).as_py() or 0),
+        train_pairs=len(pair_places(hashes(label), hashes(pc.invert(label)))),
     )
 
 

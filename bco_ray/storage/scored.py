@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,7 +26,10 @@ TOMBSTONE: dict[str, Any] = {
 
 
 class ShardFacts(BaseModel):
-    """One shard: rows per split and label, and tokens; enough to plan every training step without reading it."""
+    """One shard: rows per split and label, and tokens; enough to plan every training step without reading it.
+
+    `train_pairs`: how many pairs of an up and a down on the same prompt its train rows make (`pair_places`).
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,6 +39,7 @@ class ShardFacts(BaseModel):
     validation_chosen: int
     validation_rejected: int
     train_tokens: int
+    train_pairs: int = 0
 
     @property
     def rows(self) -> int:
@@ -63,6 +69,26 @@ class ScoredManifest(BaseModel):
     def count(self, field: str) -> int:
         """Sum of one of the shard counts."""
         return sum(int(getattr(shard, field)) for shard in self.shards)
+
+
+def pair_places(chosen_hash: np.ndarray, rejected_hash: np.ndarray) -> np.ndarray:
+    """(P, 2): the i-th up and the i-th down on each prompt, as places among the ups and among the downs.
+
+    Takes the prompt hashes of both in file order; what is left over on one side is in no pair.
+    """
+    keys = [_nth_of_its_kind(hashes) for hashes in (chosen_hash, rejected_hash)]
+    down_at = {key: place for place, key in enumerate(keys[1])}
+    pairs = [(place, down_at[key]) for place, key in enumerate(keys[0]) if key in down_at]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def _nth_of_its_kind(hashes: np.ndarray) -> list[tuple[int, int]]:
+    seen: Counter[int] = Counter()
+    keys = []
+    for value in hashes.tolist():
+        keys.append((value, seen[value]))
+        seen[value] += 1
+    return keys
 
 
 def commit_scored(directory: Path, manifest: ScoredManifest) -> None:

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bco_ray.models.batching import pad
 from bco_ray.models.loading import load_frozen
+from bco_ray.models.packing import lay_out
 from bco_ray.models.policy import Policy
 from bco_ray.schema import SCORED
-from bco_ray.storage.scored import ScoredManifest, ShardFacts, commit_scored
+from bco_ray.storage.scored import ScoredManifest, ShardFacts, commit_scored, pair_places
 
 Row = dict[str, Any]
 
@@ -38,12 +38,11 @@ def _row(index: int, label: bool, vocabulary: int, random: np.random.Generator, 
     length = int(random.integers(6, 14) if label else random.integers(10, 24))
     ids = random.integers(3, vocabulary, length)
     mask = np.arange(length) >= int(random.integers(1, 5))
-    ids_BT, mask_BT = pad([ids], [mask])
     with torch.no_grad():
-        logp = float(policy(ids_BT, mask_BT)[0])
+        logp = float(policy(lay_out([ids], [mask]))[0])
     return {
         "file": "made", "position": index, "entry": 0, "id": str(index), "user": f"u-{index % 7}", "source": None,
-        "split": "train", "prompt_hash": index, "label": label, "n_tokens": length,
+        "split": "train", "prompt_hash": index // 6, "label": label, "n_tokens": length,
         "weight": 1.0 if label else float(random.uniform(0.5, 2.0)), "input_ids": ids.tolist(),
         "completion_mask": mask.tolist(), "reference_logp": logp,
     }  # fmt: skip
@@ -61,4 +60,9 @@ def _write_shard(directory: Path, number: int, rows: list[Row]) -> ShardFacts:
         validation_chosen=0,
         validation_rejected=0,
         train_tokens=sum(len(row["input_ids"]) for row in rows),
+        train_pairs=len(pair_places(*(_hashes(rows, label) for label in (True, False)))),
     )
+
+
+def _hashes(rows: list[Row], label: bool) -> np.ndarray:
+    return np.array([row["prompt_hash"] for row in rows if row["label"] is label], np.int64)

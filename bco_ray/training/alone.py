@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from bco_ray.telemetry import configure_logging
 from bco_ray.training.gang import current_gang
-from bco_ray.training.loop import StepHook, TrainSetup, train
+from bco_ray.training.loop import StepHook, train
+from bco_ray.training.setup import TrainSetup
 
 
 def main(arguments: list[str], *, after_step: StepHook | None = None) -> None:

@@ -1,143 +1,159 @@
-"""A window's rows to this worker's micro-batches."""
+"""A window's rows to this worker's micro-batches: packed, balanced over workers, in the form the device wants."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from bco_ray.models.batching import pad, token_budget_batches
-from bco_ray.storage.scored import ScoredManifest
-from bco_ray.training.plan import RowRef, ShardCounts, WindowPlan
-
-
-@dataclass(frozen=True)
-class Row:
-    """One train row in memory."""
-
-    input_ids: np.ndarray
-    completion_mask: np.ndarray
-    reference_logp: float
-    label: bool
-    weight: float
+from bco_ray.models.packing import Pack, fill_packs, lay_out
+from bco_ray.training.plan import WindowPlan
+from bco_ray.training.shard_reader import Row, ShardReader
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward/backward. B rows, T tokens; `valid_B` False marks the filler row of a worker with nothing to do."""
+    """One forward/backward of B rows laid end to end; `valid_B` False marks a row that counts nothing.
 
-    input_ids_BT: Tensor
-    completion_mask_BT: Tensor
+    `slots_B`: each row's place in the window, W (one past the end) for a filler.
+    """
+
+    pack: Pack
     reference_logps_B: Tensor
     labels_B: Tensor
     weights_B: Tensor
     valid_B: Tensor
+    slots_B: Tensor
 
     def to(self, device: torch.device) -> MicroBatch:
         """All tensors on `device`."""
-        return MicroBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
-
-    @property
-    def tokens(self) -> int:
-        """Positions computed, padding included."""
-        return self.input_ids_BT.numel()
-
-
-class ShardReader:
-    """Rows by reference; the most recently used shards stay decoded in memory."""
-
-    def __init__(self, directory: Path, manifest: ScoredManifest, *, cached_shards: int) -> None:
-        self.directory = directory
-        self.manifest = manifest
-        self._cached_shards = max(1, cached_shards)
-        self._cache: OrderedDict[int, dict[bool, pa.Table]] = OrderedDict()
-
-    @property
-    def counts(self) -> tuple[ShardCounts, ...]:
-        """Train rows by shard, from the manifest."""
-        return tuple(ShardCounts(s.train_chosen, s.train_rejected) for s in self.manifest.shards)
-
-    def row(self, ref: RowRef) -> Row:
-        """One row."""
-        values = self._shard(ref.shard)[ref.label].slice(ref.place, 1).to_pylist()[0]
-        return Row(
-            np.asarray(values["input_ids"], dtype=np.int64),
-            np.asarray(values["completion_mask"], dtype=bool),
-            values["reference_logp"],
-            values["label"],
-            values["weight"],
+        return MicroBatch(
+            self.pack.to(device), *(tensor.to(device, non_blocking=True) for tensor in self._row_tensors())
         )
 
-    def lengths(self, refs: Sequence[RowRef]) -> list[int]:
-        """Tokens of each row."""
-        return [self._shard(r.shard)[r.label]["n_tokens"][r.place].as_py() for r in refs]
+    def pinned(self) -> MicroBatch:
+        """In memory that a GPU copies from by itself."""
+        return MicroBatch(self.pack.pinned(), *(tensor.pin_memory() for tensor in self._row_tensors()))
 
-    def _shard(self, number: int) -> dict[bool, pa.Table]:
-        if number not in self._cache:
-            self._cache[number] = self._read(number)
-            if len(self._cache) > self._cached_shards:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(number)
-        return self._cache[number]
-
-    def _read(self, number: int) -> dict[bool, pa.Table]:
-        columns = ["input_ids", "completion_mask", "reference_logp", "label", "weight", "n_tokens", "split"]
-        table = pq.read_table(self.directory / self.manifest.shards[number].file, columns=columns)
-        train = table.filter(pc.equal(table["split"], "train"))
-        return {label: train.filter(pc.equal(train["label"], label)).combine_chunks() for label in (True, False)}
+    def _row_tensors(self) -> Iterator[Tensor]:
+        return (getattr(self, field.name) for field in fields(self)[1:])
 
 
-def share_out(lengths: Sequence[int], workers: int, max_tokens: int) -> list[list[list[int]]]:
-    """For each worker its micro-batches as lists of row indices: similar lengths together, costs balanced.
+@dataclass(frozen=True)
+class WindowTotals:
+    """The whole window over all workers, known before the first forward: the loss's denominators, and who is valid."""
 
-    Every worker gets the same number of micro-batches (some may be empty), because gradient reduction is collective.
-    Depends on the lengths only, so every worker computes the same answer without talking.
-    """
-    batches = token_budget_batches(lengths, max_tokens)
-    rounds = -(-len(batches) // workers)
-    batches += [[] for _ in range(rounds * workers - len(batches))]
-    shares: list[list[list[int]]] = [[] for _ in range(workers)]
-    for start in range(0, len(batches), workers):
-        group = batches[start : start + workers]
-        for worker, batch in enumerate(group if (start // workers) % 2 == 0 else reversed(group)):
-            shares[worker].append(batch)
-    return shares
+    chosen: int
+    rejected: int
+    sft_tokens: int
+    tokens: int
+    labels_W: np.ndarray
+    valid_W: np.ndarray
 
 
-def micro_batches(
-    reader: ShardReader, window: WindowPlan, *, rank: int, workers: int, max_tokens: int
-) -> list[MicroBatch]:
-    """The micro-batches that worker `rank` computes for `window`; at least one, the same number on every worker."""
-    shares = share_out(reader.lengths(window.rows), workers, max_tokens)
-    return [assemble([reader.row(window.rows[i]) for i in share]) for share in shares[rank]]
+@dataclass(frozen=True)
+class WindowBatches:
+    """What one worker computes in one optimizer step. `mismatched`: prompts with completions of other rows (KTO)."""
+
+    plan: WindowPlan
+    totals: WindowTotals
+    batches: tuple[MicroBatch, ...]
+    mismatched: tuple[MicroBatch, ...] = ()
+
+    def pinned(self) -> WindowBatches:
+        """See `MicroBatch.pinned`."""
+        pinned = [tuple(batch.pinned() for batch in some) for some in (self.batches, self.mismatched)]
+        return replace(self, batches=pinned[0], mismatched=pinned[1])
 
 
-def assemble(rows: Sequence[Row]) -> MicroBatch:
-    """Rows to padded tensors; no rows give one filler row with valid=0, which changes nothing but is computed.
+@dataclass(frozen=True)
+class Share:
+    """Which worker of how many, and how many tokens one micro-batch may have."""
+
+    rank: int
+    workers: int
+    max_tokens: int
+
+    def take(self, lengths: Sequence[int]) -> list[list[int]]:
+        """This worker's packs as lists of indices; every worker gets the same number, because reducing is collective.
+
+        Depends on the lengths only, so every worker computes the same answer without talking.
+        """
+        return fill_packs(lengths, self.max_tokens, multiple_of=self.workers)[self.rank :: self.workers]
+
+
+def window_batches(reader: ShardReader, plan: WindowPlan, share: Share, *, mismatched: bool = False) -> WindowBatches:
+    """The micro-batches of `share` for the window `plan`; at least one, the same number on every worker."""
+    units = [reader.unit(ref) for ref in plan.rows]
+    rows = [row for unit in units for row in unit]
+    first = np.cumsum([0, *(len(unit) for unit in units)])
+    packs = share.take([sum(len(row.input_ids) for row in unit) for unit in units])
+    slots = [[slot for i in pack for slot in range(first[i], first[i + 1])] for pack in packs]
+    others = mismatch(rows) if mismatched else []
+    return WindowBatches(
+        plan,
+        _totals(rows),
+        tuple(assemble([rows[slot] for slot in some], some, len(rows)) for some in slots),
+        tuple(_cut(others, share)) if mismatched else (),
+    )
+
+
+def assemble(rows: Sequence[Row], slots: Sequence[int], window: int) -> MicroBatch:
+    """Rows to tensors; no rows give one filler row with valid=0, which changes nothing but is computed.
 
     A row of weight 0 (an erased one is left as such) is not valid either: it must not move the reward shift.
     """
     if not rows:
-        return _filler()
-    ids_BT, mask_BT = pad([r.input_ids for r in rows], [r.completion_mask for r in rows])
+        filler = Row(np.zeros(2, np.int64), np.array([False, True]), 0.0, label=False, weight=0.0)
+        return assemble([filler], [window], window)
     return MicroBatch(
-        ids_BT,
-        mask_BT,
-        torch.tensor([r.reference_logp for r in rows], dtype=torch.float32),
-        torch.tensor([r.label for r in rows]),
-        torch.tensor([r.weight for r in rows], dtype=torch.float32),
-        torch.tensor([r.weight > 0 for r in rows]),
+        lay_out([row.input_ids for row in rows], [row.completion_mask for row in rows]),
+        torch.tensor([row.reference_logp for row in rows], dtype=torch.float32),
+        torch.tensor([row.label for row in rows]),
+        torch.tensor([row.weight for row in rows], dtype=torch.float32),
+        torch.tensor([row.weight > 0 for row in rows]),
+        torch.tensor(slots),
     )
 
 
-def _filler() -> MicroBatch:
-    no, ids = torch.zeros(1, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.int64)
-    return MicroBatch(ids, torch.tensor([[False, True]]), torch.zeros(1), no, torch.ones(1), no)
+def mismatch(rows: Sequence[Row]) -> list[Row]:
+    """Each row's prompt with the next row's completion: what KTO's reference point is estimated on (2402.01306, 4.1).
+
+    A prompt that would make its row longer than the longest there is loses tokens on the left.
+    """
+    longest = max(len(row.input_ids) for row in rows)
+    others = [*rows[1:], rows[0]]
+    return [_joined(row, other, longest) for row, other in zip(rows, others, strict=True)]
+
+
+def _joined(row: Row, other: Row, longest: int) -> Row:
+    start = other.prompt_length
+    prompt = row.input_ids[: row.prompt_length][-max(1, longest - (len(other.input_ids) - start)) :]
+    mask = np.concatenate([np.zeros(len(prompt), bool), other.completion_mask[start:]])
+    return replace(
+        row,
+        input_ids=np.concatenate([prompt, other.input_ids[start:]]),
+        completion_mask=mask,
+        reference_logp=float("nan"),
+        weight=float(row.weight > 0 and other.weight > 0),
+    )
+
+
+def _cut(rows: Sequence[Row], share: Share) -> Iterator[MicroBatch]:
+    for pack in share.take([len(row.input_ids) for row in rows]):
+        yield assemble([rows[i] for i in pack], pack, len(rows))
+
+
+def _totals(rows: Sequence[Row]) -> WindowTotals:
+    labels = np.array([row.label for row in rows])
+    return WindowTotals(
+        chosen=int(labels.sum()),
+        rejected=int((~labels).sum()),
+        sft_tokens=sum(row.scored_tokens for row in rows if row.label),
+        tokens=sum(len(row.input_ids) for row in rows),
+        labels_W=labels,
+        valid_W=np.array([row.weight > 0 for row in rows]),
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bco_ray.storage import files
 from bco_ray.telemetry import logger
 from bco_ray.training.engine import Engine
 from bco_ray.training.gang import Gang
+from bco_ray.training.overlap import Background
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,20 @@ class LoopState:
     shift: RewardShift
     skipped_steps: int
     tokens_seen: int
+
+    @classmethod
+    def first(cls, shift: RewardShift) -> LoopState:
+        """Before the first step."""
+        return cls(0, shift, skipped_steps=0, tokens_seen=0)
+
+    def after(self, step: int, *, tokens: int, updated: bool) -> LoopState:
+        """With one more step counted."""
+        skipped = self.skipped_steps + (not updated)
+        return replace(self, next_step=step + 1, skipped_steps=skipped, tokens_seen=self.tokens_seen + tokens)
+
+    def with_shift(self, shift: RewardShift) -> LoopState:
+        """With the shift brought up to `next_step`."""
+        return replace(self, shift=shift)
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -47,9 +63,14 @@ class Checkpoints:
         self.root = root
         self.identity = identity
         self.keep = keep
+        self._committing = Background()
 
     def save(self, engine: Engine, gang: Gang, state: LoopState) -> None:
-        """Collective: returns when the checkpoint is committed. Older ones beyond `keep` are deleted after that."""
+        """Collective: returns when all workers have written; worker 0 then hashes and commits it beside the training.
+
+        Older ones beyond `keep` are deleted after that. An error of a commit comes out of the next call, or of `wait`.
+        """
+        self.wait()
         final = self.root / f"{state.next_step:08d}"
         scratch = self.root / f".{final.name}.tmp"
         if gang.rank == 0:
@@ -60,12 +81,18 @@ class Checkpoints:
         save_file({"torch": torch.get_rng_state()}, scratch / f"rng-{gang.rank}.safetensors")
         gang.barrier()
         if gang.rank == 0:
-            files.commit_directory(scratch, {"identity": self.identity, "state": state.as_json()})
-            shutil.rmtree(final, ignore_errors=True)
-            scratch.rename(final)
-            files.sync_directory(self.root)
-            self._delete_old()
-        gang.barrier()
+            self._committing.start(partial(self._commit, scratch, final, state))
+
+    def wait(self) -> None:
+        """Until the newest checkpoint counts."""
+        self._committing.wait()
+
+    def _commit(self, scratch: Path, final: Path, state: LoopState) -> None:
+        files.commit_directory(scratch, {"identity": self.identity, "state": state.as_json()})
+        shutil.rmtree(final, ignore_errors=True)
+        scratch.rename(final)
+        files.sync_directory(self.root)
+        self._delete_old()
 
     def load_latest(self, engine: Engine, gang: Gang) -> LoopState | None:
         """Collective: the newest whole checkpoint goes into `engine`. None if there is none.

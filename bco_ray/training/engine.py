@@ -1,13 +1,14 @@
 """The optimizer behind one small interface: plain torch here, DeepSpeed in `deepspeed_engine`.
 
 Both average gradients over the gang, so a caller that wants the gradient of a sum over all workers multiplies its loss
-by the gang's size; both clip by the global norm and leave everything untouched when a gradient is not finite.
+by the gang's size; both clip by the global norm and leave everything untouched when a gradient is not finite. The
+schedule counts attempted steps, so that it depends on the plan alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,24 +16,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bco_ray.training.batches import MicroBatch
+from bco_ray.models.packing import Pack
 from bco_ray.training.gang import Gang
 
 Schedule = Callable[[int], float]
-"""Optimizer steps done so far -> factor on the learning rate."""
+"""Optimizer steps attempted so far -> factor on the learning rate."""
+
+REDUCED_AT_ONCE = 2**25
+"""Gradient numbers in one all-reduce: enough to fill the wire, little beside the gradients themselves."""
 
 
 class Engine(Protocol):
-    """What the training step needs."""
+    """What the training step needs. Nothing here waits for the device but `save`, `load` and `export_state`."""
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """Sequence log-probabilities (B,), float32, with gradient."""
+    def forward(self, pack: Pack) -> Tensor:
+        """Sequence log-probabilities (B,), float32, with gradient where that is enabled."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a scalar."""
 
-    def step(self) -> float | None:
-        """Average, clip, update. The gradient norm before clipping; None: not finite, and nothing was updated."""
+    def step(self) -> Tensor:
+        """Average, clip, update. The gradient norm before clipping, 0-d; not finite: nothing was updated."""
 
     @property
     def learning_rate(self) -> float:
@@ -49,7 +53,10 @@ class Engine(Protocol):
         """The inverse of `save`."""
 
     def export_state(self) -> dict[str, Tensor]:
-        """What `save_pretrained` needs: the wrapped LM's state dict."""
+        """What `save_pretrained` needs: the wrapped LM's state dict. Collective; worker 0's answer counts."""
+
+    def close(self) -> None:
+        """Give back what it holds beyond the policy; it is of no use afterwards."""
 
 
 def warmup_schedule(kind: str, *, total_steps: int, warmup_ratio: float) -> Schedule:
@@ -70,7 +77,11 @@ def warmup_schedule(kind: str, *, total_steps: int, warmup_ratio: float) -> Sche
 
 
 class TorchEngine:
-    """AdamW in plain torch, whole state on every worker; gradients are averaged by one all-reduce per step (ZeRO 0)."""
+    """AdamW in plain torch, whole state on every worker; gradients are averaged before each step (ZeRO 0).
+
+    Weights of another type than float32 get float32 masters, which are what the optimizer moves and what checkpoints
+    hold, and their gradients are summed over micro-batches in float32.
+    """
 
     def __init__(
         self,
@@ -85,38 +96,46 @@ class TorchEngine:
     ) -> None:
         self.policy = policy.to(device or torch.device("cpu"))
         self._gang = gang
-        self._names = [name for name, p in policy.named_parameters() if p.requires_grad]
-        self._parameters = [p for p in policy.parameters() if p.requires_grad]
+        trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+        self._names = [name for name, _ in trained]
+        self._weights = [p for _, p in trained]
+        self._masters = [_master_of(p) for p in self._weights]
         self._max_grad_norm = max_grad_norm
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay)
+        self._optimizer = torch.optim.AdamW(self._masters, lr=learning_rate, weight_decay=weight_decay, fused=True)
         self._base_learning_rate = learning_rate
         self._schedule = schedule
         self._steps = 0
 
     @property
     def device(self) -> torch.device:
-        return self._parameters[0].device
+        return self._weights[0].device
 
     @property
     def learning_rate(self) -> float:
         return self._base_learning_rate * self._schedule(self._steps)
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        logps_B: Tensor = self.policy(batch.input_ids_BT, batch.completion_mask_BT)
+    def forward(self, pack: Pack) -> Tensor:
+        logps_B: Tensor = self.policy(pack)
         return logps_B
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def step(self) -> float | None:
-        self._average_gradients()
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
-        if math.isfinite(norm):
-            self._optimizer.param_groups[0]["lr"] = self.learning_rate
-            self._optimizer.step()
-            self._steps += 1
+    def step(self) -> Tensor:
+        for master in self._masters:
+            master.grad = torch.zeros_like(master) if master.grad is None else master.grad
+        grads = [master.grad for master in self._masters if master.grad is not None]
+        _average(grads, self._gang)
+        norm = nn.utils.get_total_norm(grads)
+        nn.utils.clip_grads_with_norm_(self._masters, self._max_grad_norm, norm)
+        self._optimizer.param_groups[0]["lr"] = self.learning_rate
+        # The fused optimizer looks at this flag on the device and leaves everything alone if it is 1.
+        self._optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return norm if math.isfinite(norm) else None
+        self._steps += 1
+        self._copy_masters()
+        return norm
 
     def save(self, directory: Path) -> None:
         if self._gang.rank == 0:
@@ -124,31 +143,69 @@ class TorchEngine:
 
     def load(self, directory: Path) -> None:
         tensors = load_file(directory / "engine.safetensors", device=str(self.device))
-        for name, parameter in zip(self._names, self._parameters, strict=True):
+        for name, master in zip(self._names, self._masters, strict=True):
             with torch.no_grad():
-                parameter.copy_(tensors[f"param.{name}"])
+                master.copy_(tensors[f"param.{name}"])
             prefix = f"adam.{name}."
             state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
             if state:  # none for a parameter that has not been updated yet
-                self._optimizer.state[parameter] = state | {"step": state["step"].cpu()}
+                self._optimizer.state[master] = state
         self._steps = int(tensors["steps"])
+        self._copy_masters()
 
     def export_state(self) -> dict[str, Tensor]:
         return dict(self.policy.lm.state_dict())  # type: ignore[union-attr]
 
-    def _average_gradients(self) -> None:
-        """One all-reduce of all gradients laid end to end; a parameter without gradient counts as zero."""
-        if self._gang.size == 1:
-            return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
-        flat = self._gang.sum(torch.cat([g.reshape(-1) for g in grads])) / self._gang.size
-        for parameter, grad in zip(self._parameters, torch.split(flat, [g.numel() for g in grads]), strict=True):
-            parameter.grad = grad.view_as(parameter)
+    def close(self) -> None:
+        self._masters.clear()
+        self._optimizer.state.clear()
+
+    @torch.no_grad()
+    def _copy_masters(self) -> None:
+        for weight, master in zip(self._weights, self._masters, strict=True):
+            if weight is not master:
+                weight.copy_(master)
 
     def _state(self) -> dict[str, Tensor]:
         state = {"steps": torch.tensor(self._steps)}
-        for name, parameter in zip(self._names, self._parameters, strict=True):
-            state[f"param.{name}"] = parameter.detach()
-            for key, value in self._optimizer.state[parameter].items():
+        for name, master in zip(self._names, self._masters, strict=True):
+            state[f"param.{name}"] = master.detach()
+            for key, value in self._optimizer.state[master].items():
                 state[f"adam.{name}.{key}"] = value
         return {key: value.contiguous() for key, value in state.items()}
+
+
+def _master_of(weight: nn.Parameter) -> nn.Parameter:
+    """The parameter itself, or a float32 copy that collects its gradient as soon as there is one."""
+    if weight.dtype == torch.float32:
+        return weight
+    master = nn.Parameter(weight.detach().float())
+
+    def collect(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
+        parameter.grad = None
+
+    weight.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
+    return master
+
+
+def _average(grads: Sequence[Tensor], gang: Gang) -> None:
+    """In place, in as many all-reduces as the wire likes; all workers have the same gradients in the same order."""
+    if gang.size == 1:
+        return
+    for group in _groups(grads):
+        flat = gang.sum(torch.cat([grad.reshape(-1) for grad in group])) / gang.size
+        for grad, mean in zip(group, torch.split(flat, [grad.numel() for grad in group]), strict=True):
+            grad.copy_(mean.view_as(grad))
+
+
+def _groups(grads: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    group: list[Tensor] = []
+    for grad in grads:
+        if group and sum(g.numel() for g in group) + grad.numel() > REDUCED_AT_ONCE:
+            yield group
+            group = []
+        group.append(grad)
+    if group:
+        yield group

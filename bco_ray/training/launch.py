@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from bco_ray.errors import BcoError, TrainingError
 from bco_ray.telemetry import configure_logging
-from bco_ray.training.loop import TrainSetup
+from bco_ray.training.setup import TrainSetup
 
 
 def run_training(

@@ -4,32 +4,82 @@ from __future__ import annotations
 
 import json
 import math
+import operator
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from bco_ray.objective import LossSums
+import torch
+
+from bco_ray.objective import LossSums, auc
 from bco_ray.storage import files
+from bco_ray.training.batches import WindowTotals
+from bco_ray.training.step import Objective, StepNumbers
 
 
-def step_metrics(sums: LossSums, *, beta: float) -> dict[str, float | None]:
-    """Means per class and what follows from them; None for a class that was absent.
+def step_metrics(numbers: StepNumbers, totals: WindowTotals, objective: Objective) -> dict[str, float | None]:
+    """Means per class and what follows from them; None for a class that was absent (spec section 6).
 
-    `kl` estimates KL(reference || policy) as -mean(r) / beta over the window's rows (spec section 6), in nats.
+    `kl` estimates KL(reference || policy) as -mean(r) / beta over the window's rows, in nats. `error_term` is what the
+    shift keeps small (theorem 4). `grad_share/chosen`: the thumbs-up rows' share of the pull on rewards. `ess/...`: the
+    effective share of a class's rows under its weights, 1 if all weigh the same.
     """
-    chosen, rejected = float(sums.chosen_count), float(sums.rejected_count)
-    reward_up = _mean(sums.chosen_reward_sum, chosen)
-    reward_down = _mean(sums.rejected_reward_sum, rejected)
-    return {
-        "rewards/chosen": reward_up,
-        "rewards/rejected": reward_down,
-        "rewards/margins": None if reward_up is None or reward_down is None else reward_up - reward_down,
-        "rewards/accuracies": _mean(sums.chosen_correct_count + sums.rejected_correct_count, chosen + rejected),
-        "logps/chosen": _mean(sums.chosen_logps_sum, chosen),
-        "logps/rejected": _mean(sums.rejected_logps_sum, rejected),
-        "kl": _mean(-(sums.chosen_reward_sum + sums.rejected_reward_sum) / beta, chosen + rejected),
-        "count/chosen": chosen,
-        "count/rejected": rejected,
+    sums = numbers.sums
+    up, down = _ClassMeans(sums, "chosen"), _ClassMeans(sums, "rejected")
+    rows = up.count + down.count
+    pulls = (objective.desirable_weight * (up.mean("pull_sum") or 0.0),
+             objective.undesirable_weight * (down.mean("pull_sum") or 0.0))  # fmt: skip
+    reward_sum = float(sums.chosen_reward_sum + sums.rejected_reward_sum)
+    correct = float(sums.chosen_correct_count + sums.rejected_correct_count)
+    metrics = {
+        "rewards/chosen": up.mean("reward_sum"),
+        "rewards/rejected": down.mean("reward_sum"),
+        "rewards/margins": _combine(operator.sub, up.mean("reward_sum"), down.mean("reward_sum")),
+        "rewards/accuracies": correct / rows if rows else None,
+        "logps/chosen": up.mean("logps_sum"),
+        "logps/rejected": down.mean("logps_sum"),
+        "kl": -reward_sum / objective.beta / rows if rows else None,
+        "auc": _auc(numbers, totals),
+        "error_term": _combine(operator.add, up.mean("error_sum"), down.mean("error_sum")),
+        "grad_share/chosen": pulls[0] / sum(pulls) if sum(pulls) else None,
+        "ess/chosen": up.effective_share,
+        "ess/rejected": down.effective_share,
+        "count/chosen": up.count,
+        "count/rejected": down.count,
     }
+    return metrics | ({"z_ref": numbers.z_ref} if objective.kind.mismatched else {})
+
+
+class _ClassMeans:
+    """One class's sums as means over its rows."""
+
+    def __init__(self, sums: LossSums, side: str) -> None:
+        self._sum = {name: float(getattr(sums, f"{side}_{name}")) for name in _SUMMED}
+        self.count = self._sum["count"]
+
+    def mean(self, name: str) -> float | None:
+        return self._sum[name] / self.count if self.count else None
+
+    @property
+    def effective_share(self) -> float | None:
+        squares = self._sum["weight_square_sum"]
+        return self._sum["weight_sum"] ** 2 / squares / self.count if self.count and squares else None
+
+
+_SUMMED = ("count", "weight_sum", "weight_square_sum", "reward_sum", "logps_sum", "pull_sum", "error_sum")
+
+
+def _combine(how: Callable[[float, float], float], first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else how(first, second)
+
+
+def _auc(numbers: StepNumbers, totals: WindowTotals) -> float | None:
+    """Of the window's rewards against its labels."""
+    labels = totals.labels_W[totals.valid_W]
+    if labels.all() or not labels.any() or not bool(torch.isfinite(numbers.rewards_W).all()):
+        return None
+    return auc(numbers.rewards_W.numpy()[totals.valid_W], labels)
 
 
 class MetricsLog:
@@ -50,10 +100,34 @@ class MetricsLog:
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines."""
-        if not self.path.is_file():
+        return MetricsTail(self.path).read()
+
+
+class MetricsTail:
+    """What `metrics.jsonl` has gained since the last look, for those who watch a run while it writes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file_id = 0
+        self._offset = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Whole lines not seen yet. All of them again once the file was replaced: a resumed run truncates it so."""
+        try:
+            with self._path.open("rb") as file:
+                return [json.loads(line) for line in self._new_lines(file)]
+        except FileNotFoundError:
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+
+    def _new_lines(self, file: BinaryIO) -> list[bytes]:
+        status = os.fstat(file.fileno())
+        if status.st_ino != self._file_id or status.st_size < self._offset:
+            self._file_id, self._offset = status.st_ino, 0
+        file.seek(self._offset)
+        data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return whole.splitlines()
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -62,7 +136,3 @@ def _line(row: dict[str, Any]) -> str:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _mean(total: Any, count: float) -> float | None:
-    return float(total) / count if count else None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from bco_ray.models.packing import Pack
 from bco_ray.models.policy import Policy
 from bco_ray.objective import completion_logps
 from bco_ray.schema import PROMPTS, REFERENCE, Record
@@ -30,9 +31,9 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     sizes: list[int] = []
     score = Policy.score
 
-    def counting(policy: Policy, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        sizes.append(len(ids_BT))
-        return score(policy, ids_BT, mask_BT)
+    def counting(policy: Policy, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes.append(pack.rows)
+        return score(policy, pack)
 
     monkeypatch.setattr(Policy, "score", counting)
     return sizes

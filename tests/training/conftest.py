@@ -16,11 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bco_ray.objective import LOSSES
 from bco_ray.testing.scored import write_scored
 from bco_ray.testing.tiny import write_tiny_model
 from bco_ray.training.gang import SoloGang
-from bco_ray.training.loop import TrainSetup, train
+from bco_ray.training.loop import train
 from bco_ray.training.metrics import MetricsLog
+from bco_ray.training.setup import TrainSetup
 from bco_ray.training.step import Objective
 
 STOPPABLE = Path(__file__).with_name("stoppable.py")
@@ -66,7 +68,7 @@ def make_setup(world: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
             model=str(model),
             run=str(root / name),
             adapter=None,
-            objective=Objective(beta=0.1, shifted=True, desirable_weight=0.5, undesirable_weight=0.5),
+            objective=Objective(beta=0.1, desirable_weight=0.5, undesirable_weight=0.5),
             half_life_rows=30,
             learning_rate=1e-3,
             lr_scheduler="linear",
@@ -124,8 +126,13 @@ def _run_processes(setups: list[TrainSetup], workers: int, *, stop_after: int | 
 
 @pytest.fixture(scope="session")
 def two_workers(make_setup: Callable[..., TrainSetup]) -> dict[str, Trained]:
-    """Runs on two gloo workers: the 20 steps by ZeRO stage (`zero0`...), and a LoRA in bfloat16 (`bf16-lora`)."""
-    setups = {f"zero{s}": make_setup(f"two-{s}", zero_stage=s, max_tokens_per_micro_batch=40) for s in (0, 1, 2)}
+    """Runs on two gloo workers: the 20 steps under ZeRO 2, a LoRA in bfloat16 (`bf16-lora`), and every loss."""
+    setups = {"zero2": make_setup("two-zero2", zero_stage=2, max_tokens_per_micro_batch=40)}
     lora = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
     setups["bf16-lora"] = make_setup("two-lora", zero_stage=2, bf16=True, adapter=lora, learning_rate=1e-2, epochs=4)
+    for name, kind in LOSSES.items():
+        numbers = Objective(beta=0.1, desirable_weight=kind.gain, undesirable_weight=kind.gain, loss=name)
+        reference = "live" if kind.mismatched else "precomputed"
+        setups[name] = make_setup(f"two-{name}", objective=numbers, reference=reference, rows_per_step=12,
+                                  max_tokens_per_micro_batch=50)  # fmt: skip
     return dict(zip(setups, _run_processes(list(setups.values()), 2), strict=True))

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from bco_ray.training.gang import current_gang
-from bco_ray.training.loop import TrainSetup, train
+from bco_ray.training.loop import train
+from bco_ray.training.setup import TrainSetup
 
 
 def kill_after(step: int) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from bco_ray.storage.scored import load_scored
-from bco_ray.training.batches import ShardReader, micro_batches
-from bco_ray.training.loop import TrainSetup
+from bco_ray.training.batches import Share, window_batches
 from bco_ray.training.plan import Plan
+from bco_ray.training.setup import TrainSetup
+from bco_ray.training.shard_reader import ShardReader
 
 TOLERANCE = 1e-5
 ROUNDING = {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0,
@@ -42,8 +43,7 @@ def reference(make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any
 def test_the_policy_starts_as_the_reference(reference: Any) -> None:
     first = reference.metrics[0]
     assert first["delta"] == 0.0
-    assert first["rewards/chosen"] == pytest.approx(0.0, abs=1e-5)
-    assert first["rewards/rejected"] == pytest.approx(0.0, abs=1e-5)
+    assert first["rewards/chosen"] == first["rewards/rejected"] == 0.0
 
 
 def test_many_small_micro_batches_equal_one_large(
@@ -61,7 +61,7 @@ def test_windows_hit_the_awkward_cases(world: tuple[Path, Path]) -> None:
     for window in plan.windows():
         per_rank = []
         for rank in range(2):
-            batches = micro_batches(reader, window, rank=rank, workers=2, max_tokens=40)
+            batches = window_batches(reader, window, Share(rank, workers=2, max_tokens=40)).batches
             labels = torch.cat([b.labels_B[b.valid_B] for b in batches])
             per_rank.append((int(labels.sum()), int((~labels).sum())))
         unequal += per_rank[0] != per_rank[1]
@@ -70,9 +70,9 @@ def test_windows_hit_the_awkward_cases(world: tuple[Path, Path]) -> None:
     assert missing
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_two_workers_equal_one(two_workers: dict[str, Any], reference: Any, zero_stage: int) -> None:
-    assert_same_run(two_workers[f"zero{zero_stage}"], reference)
+def test_two_workers_equal_one(two_workers: dict[str, Any], reference: Any) -> None:
+    """ZeRO 2; the other stages are in test_golden.py."""
+    assert_same_run(two_workers["zero2"], reference)
 
 
 def test_an_adapter_learns_in_bfloat16_under_zero_2(two_workers: dict[str, Any]) -> None:

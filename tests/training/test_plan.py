@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bco_ray.training.batches import share_out
+from bco_ray.training.batches import Share
 from bco_ray.training.plan import Plan, ShardCounts
 
 SHARDS = (ShardCounts(10, 30), ShardCounts(0, 25), ShardCounts(20, 5), ShardCounts(7, 0))
@@ -47,7 +47,14 @@ def test_a_plan_without_rows_is_refused() -> None:
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
 def test_shares_are_disjoint_complete_and_equal_in_number(workers: int) -> None:
     lengths = np.random.default_rng(0).integers(1, 60, 37).tolist()
-    shares = share_out(lengths, workers, max_tokens=64)
-    assert sorted(i for share in shares for batch in share for i in batch) == list(range(37))
+    shares = [Share(rank, workers, max_tokens=64).take(lengths) for rank in range(workers)]
+    assert sorted(i for share in shares for pack in share for i in pack) == list(range(37))
     assert len({len(share) for share in shares}) == 1
-    assert all(len(b) * max(lengths[i] for i in b) <= 64 for share in shares for b in share if b)
+    assert all(sum(lengths[i] for i in pack) <= 64 for share in shares for pack in share)
+
+
+def test_packs_waste_little() -> None:
+    lengths = np.random.default_rng(0).lognormal(5, 0.7, 128).astype(int).clip(8, 1000).tolist()
+    packs = Share(0, 1, max_tokens=2048).take(lengths)
+    assert len(packs) <= -(-sum(lengths) // 2048) + 1
+    assert [0] in Share(0, 1, max_tokens=10).take([30, 4, 4]), "too long for any pack: alone in one"

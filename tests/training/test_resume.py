@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bco_ray.errors import TrainingError
-from bco_ray.training.loop import TrainSetup
+from bco_ray.training.setup import TrainSetup
 
 
 class StoppedError(Exception):

@@ -12,17 +12,38 @@ import torch
 import torch.distributed as dist
 
 from bco_ray.errors import TrainingError
-from bco_ray.models.loading import load_policy
 from bco_ray.models.policy import Policy
-from bco_ray.objective import RewardShift
+from bco_ray.objective import RewardShift, ShiftTensor
 from bco_ray.storage.scored import load_scored
 from bco_ray.testing.scored import write_scored
 from bco_ray.training import loop
-from bco_ray.training.batches import ShardReader, assemble, micro_batches
+from bco_ray.training.batches import Share, WindowBatches, assemble, window_batches
+from bco_ray.training.building import Trainee, build
 from bco_ray.training.gang import SoloGang
-from bco_ray.training.loop import TrainSetup, make_engine
 from bco_ray.training.plan import Plan
-from bco_ray.training.step import WindowTotals, train_window
+from bco_ray.training.setup import TrainSetup
+from bco_ray.training.shard_reader import ShardReader
+from bco_ray.training.step import StepNumbers, train_window
+
+
+def first_window(scored: Path, max_tokens: int = 60) -> WindowBatches:
+    """Six rows in several micro-batches."""
+    reader = ShardReader(scored, load_scored(scored), cached_shards=3)
+    plan = next(Plan(reader.counts, 6, 1, 3).windows())
+    return window_batches(reader, plan, Share(0, 1, max_tokens))
+
+
+def take_step(
+    setup: TrainSetup, trainee: Trainee, window: WindowBatches, shift: RewardShift
+) -> tuple[StepNumbers, RewardShift]:
+    """What the step says, and the shift after it."""
+    tensor = ShiftTensor.of(shift, trainee.engine.device)
+    result = train_window(trainee.engine, SoloGang(), trainee.reference, window, tensor, setup.objective)
+    return StepNumbers.read(result.numbers), result.shift.value()
+
+
+def weights_of(policy: Policy) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in policy.parameters()])
 
 
 @pytest.fixture(scope="module")
@@ -36,36 +57,32 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     del os.environ["LOCAL_RANK"]
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_row_that_is_not_finite_stops_the_update_and_the_shift(
     make_setup: Callable[..., TrainSetup], world: tuple[Path, Path], process_group: None, zero_stage: int
 ) -> None:
     setup = make_setup(f"nan{zero_stage}", zero_stage=zero_stage)
-    policy = Policy(load_policy(setup.model, None, dtype=torch.float32))
-    engine = make_engine(setup, policy, SoloGang(), total_steps=20)
-    reader = ShardReader(world[1], load_scored(world[1]), cached_shards=3)
-    window = next(Plan(reader.counts, 6, 1, 3).windows())
-    batches = micro_batches(reader, window, rank=0, workers=1, max_tokens=60)
-    spoiled = replace(batches[0], reference_logps_B=torch.full_like(batches[0].reference_logps_B, -torch.inf))
-    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    shift, rate = RewardShift(half_life_rows=30), engine.learning_rate
-    totals = WindowTotals(window.chosen, window.rejected)
-    result = train_window(engine, SoloGang(), [spoiled, *batches[1:]], totals, shift, setup.objective)
-    assert result.grad_norm is None
-    assert result.shift is shift
-    assert engine.learning_rate == rate
-    assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters())
-    good = train_window(engine, SoloGang(), batches, totals, shift, setup.objective)
-    assert good.grad_norm is not None
-    assert good.shift.rows_seen == 6
+    trainee = build(setup, SoloGang(), total_steps=20)
+    window = first_window(world[1])
+    first = window.batches[0]
+    spoiled = replace(first, reference_logps_B=torch.full_like(first.reference_logps_B, -torch.inf))
+    before = {name: tensor.clone() for name, tensor in trainee.engine.export_state().items()}
+    shift = RewardShift(half_life_rows=30)
+    numbers, after = take_step(setup, trainee, replace(window, batches=(spoiled, *window.batches[1:])), shift)
+    assert numbers.grad_norm is None
+    assert after == shift
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainee.engine.export_state().items())
+    numbers, after = take_step(setup, trainee, window, shift)
+    assert numbers.grad_norm is not None
+    assert after.rows_seen == 6
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trainee.engine.export_state().items())
 
 
 def test_a_checkpoint_from_before_the_first_update_can_be_loaded(
     make_setup: Callable[..., TrainSetup], tmp_path: Path
 ) -> None:
     setup = make_setup("fresh")
-    policy = Policy(load_policy(setup.model, None, dtype=torch.float32))
-    engine = make_engine(setup, policy, SoloGang(), total_steps=20)
+    engine = build(setup, SoloGang(), total_steps=20).engine
     engine.save(tmp_path)
     engine.load(tmp_path)
     assert engine.learning_rate == pytest.approx(setup.learning_rate / 2)
@@ -80,20 +97,16 @@ def test_a_run_that_cannot_take_a_step_gives_up(
 
 
 def test_a_filler_row_changes_nothing(make_setup: Callable[..., TrainSetup], world: tuple[Path, Path]) -> None:
+    window = first_window(world[1])
     results = []
     for fillers in (0, 2):
         setup = make_setup(f"filler{fillers}")
-        policy = Policy(load_policy(setup.model, None, dtype=torch.float32))
-        engine = make_engine(setup, policy, SoloGang(), total_steps=20)
-        reader = ShardReader(world[1], load_scored(world[1]), cached_shards=3)
-        window = next(Plan(reader.counts, 6, 1, 3).windows())
-        batches = micro_batches(reader, window, rank=0, workers=1, max_tokens=60) + [assemble([])] * fillers
-        totals = WindowTotals(window.chosen, window.rejected)
-        result = train_window(engine, SoloGang(), batches, totals, RewardShift(), setup.objective)
-        weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
-        results.append((result.loss, result.grad_norm, result.shift.state_dict(), weights))
-    assert results[0][:3] == results[1][:3]
-    assert torch.equal(results[0][3], results[1][3])
+        trainee = build(setup, SoloGang(), total_steps=20)
+        longer = replace(window, batches=(*window.batches, *[assemble([], [], 6)] * fillers))
+        numbers, shift = take_step(setup, trainee, longer, RewardShift())
+        results.append((numbers.sums.to_vector(), numbers.rewards_W, weights_of(trainee.policy), shift.state_dict()))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*(r[:3] for r in results), strict=True))
+    assert results[0][3] == results[1][3]
 
 
 def test_tiny_overfit(make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], tmp_path: Path) -> None:
@@ -102,6 +115,7 @@ def test_tiny_overfit(make_setup: Callable[..., TrainSetup], run_here: Callable[
     write_scored(tmp_path / "scored", Path(setup.model), chosen=16, rejected=16, seed=1)
     metrics = run_here(replace(setup, scored=str(tmp_path / "scored"))).metrics
     assert [m["rewards/accuracies"] for m in metrics[-2:]] == [1.0, 1.0]
+    assert [m["auc"] for m in metrics[-2:]] == [1.0, 1.0]
     assert metrics[-1]["rewards/margins"] > 1.0
 
 
@@ -110,19 +124,41 @@ def test_an_erased_row_moves_neither_the_weights_nor_the_shift(
 ) -> None:
     """Tombstones keep their place in a window's plan; the step is as if only the others were there."""
     setup = make_setup("erased", zero_stage=0)
+    window = first_window(world[1])
     reader = ShardReader(world[1], load_scored(world[1]), cached_shards=3)
-    window = next(Plan(reader.counts, 6, 1, 3).windows())
-    rows = [reader.row(ref) for ref in window.rows]
+    rows = [reader.unit(ref)[0] for ref in window.plan.rows]
     grave = {"input_ids": np.zeros(2, np.int64), "completion_mask": np.array([False, True]), "reference_logp": 0.0}
     buried = [replace(rows[0], weight=0.0, **grave), *rows[1:]]
     results = []
-    for batch in (assemble(buried), assemble(rows[1:])):
-        policy = Policy(load_policy(setup.model, None, dtype=torch.float32))
-        engine = make_engine(setup, policy, SoloGang(), total_steps=20)
-        totals = WindowTotals(window.chosen, window.rejected)
-        results.append(
-            train_window(engine, SoloGang(), [batch], totals, RewardShift(half_life_rows=30), setup.objective)
-        )
-    assert results[0].shift == results[1].shift
-    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
-    assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-6)
+    for batch in (assemble(buried, range(6), 6), assemble(rows[1:], range(1, 6), 6)):
+        trainee = build(setup, SoloGang(), total_steps=20)
+        shift = RewardShift(half_life_rows=30)
+        results.append(take_step(setup, trainee, replace(window, batches=(batch,)), shift))
+    (numbers, shift), (others, other_shift) = results
+    assert shift == other_shift
+    assert numbers.grad_norm == pytest.approx(others.grad_norm, rel=1e-6)
+    assert torch.allclose(numbers.sums.to_vector(), others.sums.to_vector(), rtol=1e-6)
+
+
+def test_one_step_waits_for_nothing(make_setup: Callable[..., TrainSetup], world: tuple[Path, Path]) -> None:
+    """On a GPU each question would hold up everything that comes after it."""
+    setup = make_setup("no-wait")
+    trainee = build(setup, SoloGang(), total_steps=20)
+    asked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("item", "tolist", "numpy", "__bool__", "__float__", "__int__"):
+            plain = getattr(torch.Tensor, name)
+            patch.setattr(torch.Tensor, name, _noting(asked, name, plain))
+        shift = ShiftTensor.of(setup.initial_shift)
+        window = first_window(world[1])
+        asked.clear()
+        train_window(trainee.engine, SoloGang(), trainee.reference, window, shift, setup.objective)
+    assert asked == []
+
+
+def _noting(asked: list[str], name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    def note(*arguments: Any) -> Any:
+        asked.append(name)
+        return plain(*arguments)
+
+    return note

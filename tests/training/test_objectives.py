@@ -1,0 +1,179 @@
+"""Every loss through the same loop: what it is made of, that workers and packs do not matter, that it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bco_ray.errors import TrainingError
+from bco_ray.models.loading import load_frozen
+from bco_ray.models.policy import Policy
+from bco_ray.objective import LOSSES, Loss
+from bco_ray.storage.scored import load_scored, pair_places
+from bco_ray.testing.scored import write_scored
+from bco_ray.training.batches import Share, mismatch, window_batches
+from bco_ray.training.plan import Plan
+from bco_ray.training.setup import TrainSetup
+from bco_ray.training.shard_reader import Row, ShardReader
+from bco_ray.training.step import Objective
+
+LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
+
+
+def objective(name: str, **more: Any) -> Objective:
+    kind: Loss = LOSSES[name]
+    return Objective(beta=0.1, desirable_weight=kind.gain, undesirable_weight=kind.gain, loss=name, **more)
+
+
+def reference_for(name: str) -> str:
+    return "live" if LOSSES[name].mismatched else "precomputed"
+
+
+def curve(run: Any, *names: str) -> list[list[float]]:
+    return [[row[name] for name in names] for row in run.metrics]
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "bco"])
+def test_packs_and_workers_change_nothing(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], two_workers: dict[str, Any], name: str
+) -> None:
+    setup = make_setup(f"one-{name}", objective=objective(name), reference=reference_for(name), rows_per_step=12)
+    one = run_here(setup)
+    two = two_workers[name]
+    np.testing.assert_allclose(curve(two, "loss", "grad_norm"), curve(one, "loss", "grad_norm"), rtol=1e-5)
+    if name == "kto":  # a difference of log-probabilities near -80 in float32
+        np.testing.assert_allclose(curve(two, "z_ref"), curve(one, "z_ref"), rtol=1e-5, atol=2e-6)
+    mine, theirs = (torch.cat([w.flatten() for w in run.weights.values()]) for run in (two, one))
+    assert float((mine - theirs).norm() / theirs.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_learns_what_it_is_for(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    setup = make_setup(f"learns-{name}", objective=objective(name), reference=reference_for(name), epochs=20,
+                       rows_per_step=16, learning_rate=1e-2, lr_scheduler="constant")  # fmt: skip
+    write_scored(tmp_path / "scored", Path(setup.model), chosen=24, rejected=24, seed=1)
+    metrics = run_here(replace(setup, scored=str(tmp_path / "scored"))).metrics
+    assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
+    if name == "sft":
+        assert metrics[-1]["logps/chosen"] > metrics[0]["logps/chosen"] + 10
+        assert {row["count/rejected"] for row in metrics} == {0}
+    else:
+        assert metrics[-1]["auc"] > 0.95
+
+
+def test_an_sft_anchor_holds_the_likelihood_up(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]
+) -> None:
+    runs = []
+    for weight in (0.0, 1.0):
+        changed = objective("bco", sft_weight=weight)
+        runs.append(run_here(make_setup(f"anchor{weight}", objective=changed, epochs=3, learning_rate=3e-3)).metrics)
+    assert runs[1][-1]["logps/chosen"] > runs[0][-1]["logps/chosen"] + 1
+
+
+def test_all_three_references_start_at_exactly_zero_and_agree(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]
+) -> None:
+    """Over many packs, so that rows are scored in other company than when the column was made."""
+    runs = {}
+    for kind in ("precomputed", "adapter_off", "live"):
+        setup = make_setup(f"ref-{kind}", reference=kind, adapter=LORA, max_tokens_per_micro_batch=40)
+        runs[kind] = run_here(setup)
+        first = runs[kind].metrics[0]
+        assert first["rewards/chosen"] == first["rewards/rejected"] == first["kl"] == 0.0
+    names = ("loss", "delta", "rewards/margins")
+    assert curve(runs["live"], *names) == curve(runs["adapter_off"], *names) == curve(runs["precomputed"], *names)
+
+
+def test_an_adapter_that_is_continued_is_not_its_own_reference(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]
+) -> None:
+    first = run_here(make_setup("round-1", adapter=LORA))
+    again = {"adapter": LORA, "model": str(first.directory / "model")}
+    with pytest.raises(TrainingError, match="adapter_off needs model.adapter on top of the reference model"):
+        run_here(make_setup("round-2-off", reference="adapter_off", **again))
+    live = run_here(make_setup("round-2-live", reference="live", **again))
+    assert live.metrics[0]["rewards/chosen"] == 0.0
+
+
+def test_a_policy_away_from_its_reference_is_probed(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], world: tuple[Path, Path]
+) -> None:
+    moved = run_here(make_setup("moved", epochs=2, learning_rate=3e-3))
+    setup = make_setup("on-from-there", model=str(moved.directory / "model"), reference_model=str(world[0]))
+    first = run_here(setup).metrics[0]
+    middle = (first["rewards/chosen"] + first["rewards/rejected"]) / 2
+    assert first["delta"] != 0
+    assert first["delta"] == pytest.approx(middle, abs=0.3 * abs(first["rewards/margins"]))
+
+
+def test_pairs_share_a_prompt_and_the_smaller_weight(world: tuple[Path, Path]) -> None:
+    manifest = load_scored(world[1])
+    reader = ShardReader(world[1], manifest, units="pairs", cached_shards=3)
+    plan = next(Plan(reader.counts, 8, 1, 0).windows())
+    pairs = [reader.unit(ref) for ref in plan.rows]
+    assert len(pairs) == 8
+    assert all((up.label, down.label) == (True, False) and up.weight == down.weight for up, down in pairs)
+    assert any(up.weight not in (0.0, 1.0) for up, _ in pairs), "the down's weight, where it is smaller"
+    window = window_batches(reader, plan, Share(0, 1, 60))
+    assert all(batch.labels_B.tolist()[::2] == [True] * (len(batch.labels_B) // 2) for batch in window.batches)
+
+
+def test_pairs_are_made_in_order_on_each_prompt() -> None:
+    assert pair_places(np.array([5, 7, 5, 5]), np.array([5, 9, 5, 7])).tolist() == [[0, 0], [1, 3], [2, 2]]
+    assert pair_places(np.array([1]), np.array([2])).shape == (0, 2)
+
+
+def test_a_log_without_pairs_says_so(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    setup = make_setup("no-pairs", objective=objective("dpo"))
+    write_scored(tmp_path / "scored", Path(setup.model), chosen=2, rejected=0, shards=1)
+    with pytest.raises(TrainingError, match="objective.loss dpo is made of pairs of an up and a down"):
+        run_here(replace(setup, scored=str(tmp_path / "scored")))
+
+
+def test_mismatched_rows_join_prompts_with_others_completions() -> None:
+    def row(prompt: list[int], completion: list[int], weight: float = 1.0) -> Row:
+        ids = np.array(prompt + completion)
+        return Row(ids, np.arange(len(ids)) >= len(prompt), -1.0, label=True, weight=weight)
+
+    rows = [row([1, 2, 3], [4]), row([5], [6, 7, 8]), row([9, 9], [10, 11], weight=0.0)]
+    joined = mismatch(rows)
+    assert [j.input_ids.tolist() for j in joined] == [[3, 6, 7, 8], [5, 10, 11], [9, 9, 4]]
+    assert [int(j.completion_mask.sum()) for j in joined] == [3, 2, 1]
+    assert [j.weight for j in joined] == [1.0, 0.0, 0.0], "an erased row takes no part"
+
+
+def test_kto_measures_its_reference_point_on_mismatched_rows(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], world: tuple[Path, Path]
+) -> None:
+    """By hand from the exported weights: z of the last step's window is that of the weights before that step."""
+    setup = make_setup("z", objective=objective("kto"), reference="live", learning_rate=3e-3, rows_per_step=40)
+    run = run_here(replace(setup, epochs=2, checkpoint_every=1, checkpoint_keep=9))
+    assert run.metrics[0]["z_ref"] == 0.0
+    reader = ShardReader(world[1], load_scored(world[1]), cached_shards=3)
+    plan = list(Plan(reader.counts, 40, 2, 3).windows())[-1]
+    window = window_batches(reader, plan, Share(0, 1, 4096), mismatched=True)
+    base = Policy(load_frozen(world[0], dtype=torch.float32))
+    before = Policy(load_frozen(world[0], dtype=torch.float32))
+    state = _weights_at(run.directory, plan.step)
+    before.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        ratios = torch.cat([before(b.pack) - base(b.pack) for b in window.mismatched])
+    assert run.metrics[-1]["z_ref"] == pytest.approx(max(0.0, float(ratios.mean())), rel=1e-4, abs=1e-6)
+
+
+def _weights_at(run: Path, step: int) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    tensors = load_file(run / "checkpoints" / f"{step:08d}" / "engine.safetensors")
+    return {name.removeprefix("param."): tensor for name, tensor in tensors.items() if name.startswith("param.")}
