@@ -14,7 +14,7 @@ from bco_ray.models.loading import CausalLM
 
 
 def checkpoint_activations(lm: CausalLM) -> None:
-    """Keep only what enters each layer of `lm`. Values and gradients stay what they were; calling twice is calling once.
+    """Keep only what enters each layer of `lm`. Values and gradients stay what they were; twice is once.
 
     transformers' own switch works in training mode only, which would wake dropout in layers that ask for the mode (OPT,
     GPT-2); so each layer's `forward` is wrapped here, inside of the hooks that ZeRO hangs around it. Raises

@@ -51,11 +51,14 @@ def log(tmp_path: Path) -> MetricsLog:
 
 
 @pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    """What was warned of so far."""
-    logger.addHandler(caplog.handler)
-    yield lambda: [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    logger.removeHandler(caplog.handler)
+def warnings() -> Iterator[list[str]]:
+    """What is warned of."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    yield said
+    logger.removeHandler(handler)
 
 
 def events(directory: Path) -> list[tuple[int, dict[str, float]]]:
@@ -114,18 +117,18 @@ def test_steps_from_before_the_tracker_are_made_up_for(log: MetricsLog) -> None:
 
 
 @EVENTS
-def test_a_tracker_that_fails_is_one_warning(log: MetricsLog, warnings: Callable[[], list[str]]) -> None:
+def test_a_tracker_that_fails_is_one_warning(log: MetricsLog, warnings: list[str]) -> None:
     (log.path.parent / "tensorboard").write_text("in the way")
     with tracking(log, ["tensorboard"]):
         append(log, range(5))
-    (warning,) = warnings()
+    (warning,) = warnings
     assert "tensorboard gets no more steps (FileExistsError" in warning
     assert len(log.read()) == 5
 
 
 @EVENTS
 def test_a_tracker_that_hangs_is_left_behind(
-    log: MetricsLog, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    log: MetricsLog, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits for a pipe that nobody writes to."""
     monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.1)
@@ -134,7 +137,7 @@ def test_a_tracker_that_hangs_is_left_behind(
     os.mkfifo(pipe)
     with tracking(log, ["tensorboard"]):
         append(log, range(5))
-    assert [w for w in warnings() if "tensorboard has not taken all steps in time" in w]
+    assert [w for w in warnings if "tensorboard has not taken all steps in time" in w]
     assert len(log.read()) == 5
     pipe.open("wb").close()
 
@@ -166,7 +169,7 @@ def test_mlflow_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mlflow_goes_on_in_the_same_run(
-    log: MetricsLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
+    log: MetricsLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow-skinny (bco-ray[trackers])")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
@@ -183,11 +186,11 @@ def test_mlflow_goes_on_in_the_same_run(
     assert [(m.step, m.value) for m in history] == [(step, 1 / (step + 1)) for step in range(11)]
     assert (run.info.run_name, run.info.status) == ("bot-1a2b3c4d", "FINISHED")
     assert run.data.params == {"name": "bot", "training.seed": "3"}
-    assert warnings() == []
+    assert warnings == []
 
 
 def test_wandb_offline_goes_on_in_the_same_run(
-    log: MetricsLog, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
+    log: MetricsLog, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     pytest.importorskip("wandb", reason="needs wandb (bco-ray[trackers])")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -196,7 +199,7 @@ def test_wandb_offline_goes_on_in_the_same_run(
     log.truncate(5)
     with tracking(log, ["wandb"]):
         append(log, range(5, 11))
-    assert warnings() == []
+    assert warnings == []
     note = json.loads((log.path.parent / "trackers" / "wandb.json").read_text())
     written = sorted(log.path.parent.glob("wandb/offline-run-*/run-*.wandb"))
     assert {path.name for path in written} == {f"run-{note['id']}.wandb"}
