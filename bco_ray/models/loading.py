@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,6 +148,7 @@ def _quantized(quantization: str, dtype: torch.dtype) -> Any:
     if not transformers.utils.is_bitsandbytes_available():
         raise ModelError(f"model.quantization {quantization}: needs bitsandbytes; pip install 'bco-ray[gpu]'.")
     if quantization == "int8":
+        logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)  # it warns in every layer of every forward
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
@@ -181,6 +183,12 @@ def _computing_in(dtype: torch.dtype, lm: CausalLM) -> CausalLM:
 
 
 def _merged(directory: Path, dtype: torch.dtype) -> CausalLM:
+    """The adapter's weights added to its base's, in float32. Raises ModelError where nobody has whole weights."""
+    if transformers.integrations.is_deepspeed_zero3_enabled():
+        raise ModelError(
+            f"model.base: {directory} is an adapter, and ZeRO 3 cannot merge it into shares of its base. Continue it "
+            "(model.adapter), set training.deepspeed.zero_stage to 2, or name a merged model."
+        )
     base = _load_whole(base_of(directory), torch.float32)
     return _with_adapter(base, directory, torch.float32, is_trainable=False).merge_and_unload().to(dtype)
 

@@ -23,6 +23,8 @@ def lineage_of(job: ResolvedJob, scored: ScoredManifest, evaluation: dict[str, A
         "run": job.run_directory.name,
         "parent": job.spec.model.base,
         "parent_fingerprint": job.model_fingerprint,
+        "reference": job.spec.model.reference or job.spec.model.base,
+        "reference_fingerprint": job.reference_fingerprint,
         "spec": files.digest(job.spec.model_dump(mode="json")),
         "feedback": list(job.spec.data.feedback),
         "watermarks": _watermarks(job),

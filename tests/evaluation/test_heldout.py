@@ -24,7 +24,9 @@ def test_the_reference_itself_earns_nothing_and_train_rows_are_passed_over(tmp_p
     rows = pq.read_table(shard)
     split = pa.array(["validation" if n % 4 == 0 else "train" for n in range(20)])
     pq.write_table(rows.set_column(rows.schema.get_field_index("split"), "split", split).cast(SCORED), shard)
-    scorer = RewardScorer(str(model), beta=0.1, max_tokens=64, dtype="float32", device="cpu", threads=1)
+    scorer = RewardScorer(
+        str(model), beta=0.1, max_tokens=64, dtype="float32", quantization="none", device="cpu", threads=1
+    )
     judged = scorer(pa.table({"file": [str(shard)]}))
     assert judged.num_rows == 5
     assert np.abs(judged["reward"].to_numpy()).max() < 1e-5

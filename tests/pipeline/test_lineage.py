@@ -34,7 +34,8 @@ def job(tmp_path: Path) -> ResolvedJob:
     spec = parse_spec({"name": "bot", "model": {"base": "helper/3"}, "data": {"feedback": feedback}}, where="test")
     sources = (SourceFile("/logs/a.jsonl", 123, 1, "trl"),)
     log = ResolvedLog(spec.data, tmp_path, sources, frozenset(), b"a salt of many bytes")
-    job = ResolvedJob(spec, tmp_path, "/models/helper/3", "fingerprint", log, bf16=False)
+    model = ("/models/helper/3", "fingerprint")
+    job = ResolvedJob(spec, tmp_path, *model, *model, log, bf16=False)
     manifest = FeedbackManifest(number=2, created_at=1.0, watermark=77, segments=[])
     files.write_json(tmp_path / "feedback" / manifest.file, manifest.model_dump())
     commit_records(

@@ -33,6 +33,7 @@ def job_for(model: Path, storage: Path, name: str = "a", **changes: Any) -> Scor
         inputs={"name": name},
         caches=Caches(storage / "reference" / "logps", storage / "reference" / "embeddings"),
         model=ReferenceModel(str(model), "float32", "cpu", max_tokens=200, threads=1),
+        tokenizer=str(model),
         max_length=60,
         validation=0.2,
         weighing=Weighing("on", "positive", 0.5, 10.0),
