@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def main() -> None:
 
 
 def one_seed(out: Path, seed: int, losses: list[str]) -> dict[str, Any]:
-    """By `base` and by loss: thumbs-up rate on held-out prompts, its 95 % interval, seconds of training."""
+    """By `base` and by loss: thumbs-up rate on held-out prompts and its 95 % interval."""
     from bco_ray.demo.base import WORLD, train_base
     from bco_ray.demo.loop import VOTES
     from bco_ray.demo.votes import judge_model, sample_votes, write_log
@@ -49,12 +48,10 @@ def one_seed(out: Path, seed: int, losses: list[str]) -> dict[str, Any]:
         write_log(out / "votes.jsonl", sample_votes(out / "base", rows=VOTES, seed=seed), seed=seed)
     found: dict[str, Any] = {}
     for name in ("base", *losses):
-        started = time.monotonic()
         model = out / "base" if name == "base" else train(out, seed, name)
-        seconds = time.monotonic() - started
         judged = judge_model(model, WORLD.held_out_prompts, seed=seed)
-        found[name] = {"rate": judged.thumbs_up_rate, "interval": judged.interval, "seconds": round(seconds, 1)}
-        print(f"seed {seed} {name:18} {judged.thumbs_up_rate:.1%}  ({seconds:.0f} s)", flush=True)  # noqa: T201
+        found[name] = {"rate": round(judged.thumbs_up_rate, 4), "interval": [round(x, 4) for x in judged.interval]}
+        print(f"seed {seed} {name:18} {judged.thumbs_up_rate:.1%}", flush=True)  # noqa: T201
     return found
 
 
