@@ -33,13 +33,17 @@ def assert_identical(got: Any, wanted: Any) -> None:
     assert got.outcome == wanted.outcome
 
 
-@pytest.mark.parametrize("adapter", [None, {"r": 4, "alpha": 8, "target_modules": "all-linear"}], ids=["full", "lora"])
-def test_resume_is_bit_exact(
-    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], adapter: dict[str, object] | None
-) -> None:
-    kind = "lora" if adapter else "full"
-    whole = run_here(make_setup(f"whole-{kind}", adapter=adapter, epochs=2, rows_per_step=16))
-    setup = make_setup(f"stopped-{kind}", adapter=adapter, epochs=2, rows_per_step=16, checkpoint_every=3)
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"adapter": {"r": 4, "alpha": 8, "target_modules": "all-linear"}},
+    "bf16": {"bf16": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resume_is_bit_exact(make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], kind: str) -> None:
+    whole = run_here(make_setup(f"whole-{kind}", **KINDS[kind], epochs=2, rows_per_step=16))
+    setup = make_setup(f"stopped-{kind}", **KINDS[kind], epochs=2, rows_per_step=16, checkpoint_every=3)
     for step in (4, 10):  # in the first epoch, and across the epoch boundary; both between checkpoints
         with pytest.raises(StoppedError):
             run_here(setup, after_step=stop_after(step))

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from bco_ray.errors import TrainingError
+from bco_ray.models.loading import load_frozen
 from bco_ray.models.policy import Policy
 from bco_ray.objective import RewardShift, ShiftTensor
 from bco_ray.storage.scored import load_scored
@@ -138,6 +140,20 @@ def test_an_erased_row_moves_neither_the_weights_nor_the_shift(
     assert shift == other_shift
     assert numbers.grad_norm == pytest.approx(others.grad_norm, rel=1e-6)
     assert torch.allclose(numbers.sums.to_vector(), others.sums.to_vector(), rtol=1e-6)
+
+
+def test_small_updates_add_up_in_bfloat16(make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]) -> None:
+    """One step moves no bfloat16 weight by as much as it can show; the float32 masters remember it."""
+    slow = {"learning_rate": 2e-5, "weight_decay": 0.0, "lr_scheduler": "constant", "warmup_ratio": 0.0}
+    runs = {bf16: run_here(make_setup(f"masters-{bf16}", bf16=bf16, **slow)) for bf16 in (False, True)}
+    before = Policy(load_frozen(make_setup("unmoved").model, dtype=torch.float32)).lm.state_dict()
+    checkpoint = load_file(runs[True].directory / "checkpoints" / "00000020" / "engine.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = {"master": checkpoint[f"param.lm.{name}"] - before[name], "plain": runs[False].weights[name] - before[name]}
+    assert checkpoint[f"param.lm.{name}"].dtype == torch.float32
+    agreement = torch.cosine_similarity(moved["master"].flatten(), moved["plain"].flatten(), dim=0)
+    assert agreement > 0.9
+    assert moved["master"].norm() == pytest.approx(float(moved["plain"].norm()), rel=0.1)
 
 
 def test_one_step_waits_for_nothing(make_setup: Callable[..., TrainSetup], world: tuple[Path, Path]) -> None:
