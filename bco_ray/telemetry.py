@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
+import rich.markup
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
 
 console = Console(stderr=True)
 logger = logging.getLogger("bco_ray")
 
 SECONDS_BETWEEN_LINES = 15
 """How often a phase says how far it is where there is no terminal to draw a bar on."""
+
+PACE_SECONDS = 60
+"""How far back a phase looks to tell when it will be done."""
 
 Advance = Callable[[float, float | None, str], None]
 """`advance(done, total, note)`: total None means unknown."""
@@ -43,10 +50,61 @@ class PhaseTime:
     seconds: float
 
 
-@dataclass
-class _Reported:
-    at: float
-    note: str = ""
+@dataclass(frozen=True)
+class Progress:
+    """How far a phase is, in units of its own (steps, rows); None: not known. Bars and lines say what `str` says."""
+
+    done: float
+    total: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+
+    @property
+    def percent(self) -> float | None:
+        """From 0 to 100."""
+        return 100 * self.done / self.total if self.total else None
+
+    def __str__(self) -> str:
+        parts = [f"{self.done:,.9g}/{self.total:,.9g}" if self.total else f"{self.done:,.9g}"]
+        if self.tokens_per_second is not None:
+            parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        if self.eta_seconds is not None:
+            parts.append(f"{timedelta(seconds=round(self.eta_seconds))} left")
+        return " · ".join(parts)
+
+
+class Pace:
+    """When work will be done, from what was done lately: what an earlier run had done already does not count."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def eta_seconds(self, now: float, done: float, total: float | None) -> float | None:
+        """None before anything was done, and when it is all done."""
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] < now - PACE_SECONDS:
+            self._seen.popleft()
+        began, before = self._seen[0]
+        if total is None or done >= total or done <= before:
+            return None
+        return (total - done) * (now - began) / (done - before)
+
+
+class Reporter:
+    """What the body of a phase calls: `advance(done, total, note)`, or `show` when it knows more than that."""
+
+    def __init__(self, draw: Callable[[Progress, str], None]) -> None:
+        self._draw = draw
+        self._pace = Pace()
+        self.note = ""
+
+    def __call__(self, done: float, total: float | None = None, note: str = "") -> None:
+        self.show(Progress(done, total, eta_seconds=self._pace.eta_seconds(time.monotonic(), done, total)), note)
+
+    def show(self, progress: Progress, note: str = "") -> None:
+        """The last `note` stays when the phase is over."""
+        self.note = note
+        self._draw(progress, note)
 
 
 class Phases:
@@ -65,38 +123,38 @@ class Phases:
         return totals
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[Advance]:
-        """A bar on a terminal, a line now and then elsewhere; the body calls `advance(done, total, note)`."""
+    def phase(self, name: str) -> Iterator[Reporter]:
+        """A bar on a terminal, a line now and then elsewhere."""
         start = time.monotonic()
-        last = _Reported(at=start)
         with self._bar() as bar:
-            task = bar.add_task(name, total=None, note="")
+            task = bar.add_task(name, total=None, text="")
+            line_at = start
 
-            def advance(done: float, total: float | None = None, note: str = "") -> None:
-                last.note = note
-                bar.update(task, completed=done, total=total, note=note)
-                if self._as_lines and time.monotonic() - last.at > SECONDS_BETWEEN_LINES:
-                    last.at = time.monotonic()
-                    console.print(f"  {name} {done:g}{f'/{total:g}' if total else ''} {note}", highlight=False)
+            def draw(progress: Progress, note: str) -> None:
+                nonlocal line_at
+                text = f"{progress} · {note}" if note else str(progress)
+                bar.update(task, completed=progress.done, total=progress.total, text=text)
+                if self._as_lines and time.monotonic() - line_at > SECONDS_BETWEEN_LINES:
+                    line_at = time.monotonic()
+                    console.print(f"  {name} {text}", highlight=False, markup=False)
 
-            yield advance
-            bar.update(task, total=1, completed=1)
+            report = Reporter(draw)
+            yield report
         self.times.append(PhaseTime(name, time.monotonic() - start))
         if not self._quiet:
-            console.print(f"[green]✓[/] {name} [dim]{self.times[-1].seconds:.1f} s  {last.note}[/]", highlight=False)
+            said = f"[green]✓[/] {name} [dim]{self.times[-1].seconds:.1f} s  {rich.markup.escape(report.note)}[/]"
+            console.print(said, highlight=False)
 
     @property
     def _as_lines(self) -> bool:
         return not self._quiet and not console.is_terminal
 
-    def _bar(self) -> Progress:
-        return Progress(
+    def _bar(self) -> rich.progress.Progress:
+        return rich.progress.Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[text]}", style="dim", markup=False),
             console=console,
             transient=True,
             disable=self._quiet or not console.is_terminal,

@@ -201,6 +201,7 @@ def train_setup(job: ResolvedJob) -> TrainSetup:
         bf16=job.bf16,
         device=job.device,
         threads=job.threads,
+        trackers=tuple(spec.output.trackers),
         checkpoint_every=training.checkpoint.every_steps,
         checkpoint_keep=training.checkpoint.keep,
         seed=training.seed,

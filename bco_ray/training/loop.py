@@ -33,6 +33,7 @@ from bco_ray.training.probe import probe_shift
 from bco_ray.training.setup import TrainSetup
 from bco_ray.training.shard_reader import ShardReader
 from bco_ray.training.step import StepNumbers, train_window
+from bco_ray.training.trackers import require, tracking
 
 MAX_SKIPPED_IN_A_ROW = 10
 
@@ -77,12 +78,15 @@ def train(setup: TrainSetup, gang: Gang, *, after_step: StepHook | None = None) 
     if gang.rank == 0:
         logger.info("training from step %d of %d on %d workers", state.next_step, run.plan.total_steps, gang.size)
         run.metrics.truncate(state.next_step)
-    state = _Loop(run, state).run(after_step)
+    with tracking(run.metrics, setup.trackers if gang.rank == 0 else ()):
+        state = _Loop(run, state).run(after_step)
     _finish(run, state)
     return state
 
 
 def _assemble(setup: TrainSetup, gang: Gang) -> Run:
+    with _together(gang, "start the trackers"):
+        require(setup.trackers if gang.rank == 0 else ())
     with _together(gang, "read the shards"):
         manifest = load_scored(Path(setup.scored))
         reader = _reader(setup, manifest)

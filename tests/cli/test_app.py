@@ -45,7 +45,7 @@ def spec(tmp_path: Path) -> Path:
         ("model.base=bot@prod", 1, "bot@prod: no such model in"),
         ("data.feedback=feedback", 2, "has no votes yet"),
         ("output.storage=s3://b/x", 2, "only local"),
-        ("training={precision: bf16, deepspeed: {zero_stage: 0}}", 2, "training.precision: bf16"),
+        ("objective={loss: kto, reference: precomputed}", 2, "kto also looks at completions"),
     ],
 )
 def test_errors_name_the_thing_and_exit_codes_tell_usage_from_work(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM, OPTConfig, OPTForCausalLM
 
 from bco_ray.errors import ModelError, SpecError
 from bco_ray.models.loading import export_model, fingerprint, is_adapter, load_frozen, load_policy
+from bco_ray.models.packing import lay_out
 from bco_ray.models.policy import Policy
 from bco_ray.objective import completion_logps
 from bco_ray.testing.tiny import write_tiny_model
@@ -17,6 +20,7 @@ from bco_ray.testing.tiny import write_tiny_model
 LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
 IDS = torch.arange(3, 23)[None]
 MASK = torch.arange(20)[None] > 5
+PACK = lay_out([np.arange(3, 23)], [np.arange(20) > 5])
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +44,14 @@ def adapter(base: Path) -> Path:
 def test_what_is_served_and_scored_is_what_was_trained(base: Path, adapter: Path, dtype: torch.dtype) -> None:
     """Merging the adapter in bfloat16 would lose most of it."""
     assert is_adapter(adapter)
-    trained = Policy(load_policy(adapter, LORA, dtype=dtype))(IDS, MASK)
-    assert torch.equal(Policy(load_frozen(adapter, dtype=dtype))(IDS, MASK), trained)
-    assert not torch.equal(Policy(load_frozen(base, dtype=dtype))(IDS, MASK), trained)
+    trained = Policy(load_policy(adapter, LORA, dtype=dtype))(PACK)
+    assert torch.equal(Policy(load_frozen(adapter, dtype=dtype))(PACK), trained)
+    assert not torch.equal(Policy(load_frozen(base, dtype=dtype))(PACK), trained)
 
 
 def test_a_whole_model_can_start_from_an_adapter(adapter: Path) -> None:
-    merged = Policy(load_policy(adapter, None, dtype=torch.float32))(IDS, MASK)
-    assert merged.item() == pytest.approx(Policy(load_frozen(adapter, dtype=torch.float32))(IDS, MASK).item(), rel=1e-5)
+    merged = Policy(load_policy(adapter, None, dtype=torch.float32))(PACK)
+    assert merged.item() == pytest.approx(Policy(load_frozen(adapter, dtype=torch.float32))(PACK).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("asked", [{"r": 8}, {"alpha": 64}, {"target_modules": ["q_proj"]}])
@@ -61,7 +65,7 @@ def test_the_policy_has_no_dropout(tmp_path: Path) -> None:
                        max_position_embeddings=64, dropout=0.5, word_embed_proj_dim=32)  # fmt: skip
     OPTForCausalLM(config).save_pretrained(tmp_path)
     policy = Policy(load_policy(tmp_path, None, dtype=torch.float32))
-    assert torch.equal(policy(IDS, MASK), policy(IDS, MASK))
+    assert torch.equal(policy(PACK), policy(PACK))
 
 
 def test_a_scaled_head_is_known_and_an_unknown_one_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,12 +73,57 @@ def test_a_scaled_head_is_known_and_an_unknown_one_refused(tmp_path: Path, monke
                            num_attention_heads=2, num_key_value_heads=2)  # fmt: skip
     GraniteForCausalLM(config).save_pretrained(tmp_path)
     policy = Policy(load_frozen(tmp_path, dtype=torch.float32))
-    policy.check_head()
+    policy.check()
     logits = AutoModelForCausalLM.from_pretrained(tmp_path)(IDS).logits
-    assert policy(IDS, MASK).item() == pytest.approx(completion_logps(logits, IDS, MASK).item(), rel=1e-5)
+    assert policy(PACK).item() == pytest.approx(completion_logps(logits, IDS, MASK).item(), rel=1e-5)
     monkeypatch.setattr("bco_ray.models.policy._logit_scale", lambda config: 1.0)
     with pytest.raises(ModelError, match="GraniteForCausalLM: its logits are not"):
-        policy.check_head()
+        policy.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_computes_in_the_dtype_of_its_base(base: Path, adapter: Path, dtype: torch.dtype) -> None:
+    """As it does in training, where DeepSpeed knows one dtype only."""
+    for lm in (
+        load_frozen(adapter, dtype=dtype),
+        load_policy(adapter, LORA, dtype=dtype),
+        load_policy(base, LORA, dtype=dtype),
+    ):
+        assert {parameter.dtype for parameter in lm.parameters()} == {dtype}
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes (extra [gpu]) is not installed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_an_adapter_on_a_quantised_base_is_trained_exported_and_scored(
+    tmp_path: Path, quantization: str, dtype: torch.dtype
+) -> None:
+    base = write_tiny_model(tmp_path / "base", hidden=64)
+    reference = Policy(load_frozen(base, dtype=dtype, quantization=quantization))
+    assert not torch.equal(reference(PACK), Policy(load_frozen(base, dtype=dtype))(PACK))
+    policy = Policy(load_policy(base, LORA, dtype=dtype, quantization=quantization))
+    assert torch.equal(policy(PACK), reference(PACK))
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (-policy(PACK)).mean().backward()
+        optimizer.step()
+    assert policy(PACK).item() > reference(PACK).item()
+    export_model(policy.lm, tmp_path / "adapter", policy.lm.state_dict(), base)
+    assert sorted(path.name for path in (tmp_path / "adapter").glob("*.safetensors")) == ["adapter_model.safetensors"]
+    exported = Policy(load_frozen(tmp_path / "adapter", dtype=dtype, quantization=quantization))
+    assert torch.equal(exported(PACK), policy(PACK))
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("bitsandbytes")), reason="bitsandbytes is installed")
+def test_without_bitsandbytes_quantising_names_the_extra(base: Path) -> None:
+    with pytest.raises(ModelError, match=r"pip install 'bco-ray\[gpu\]'"):
+        load_frozen(base, dtype=torch.float32, quantization="nf4")
+
+
+def test_a_whole_model_is_not_trained_quantised(base: Path) -> None:
+    with pytest.raises(SpecError, match="set model.adapter"):
+        load_policy(base, None, dtype=torch.float32, quantization="nf4")
 
 
 def test_every_file_that_matters_is_in_the_address(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import numpy as np
 import pytest
 import torch
@@ -53,13 +54,13 @@ FIRST = WINDOWS[0][0]
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A gloo group of this process alone."""
+    """A gloo group of this process alone. DeepSpeed must forget it, or it would hand it to another file's tests."""
     os.environ["LOCAL_RANK"] = "0"
     store = tmp_path_factory.mktemp("group") / "store"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     ds.prepare_process("cpu")
     yield
-    dist.destroy_process_group()
+    deepspeed.comm.destroy_process_group()
     del os.environ["LOCAL_RANK"]
 
 

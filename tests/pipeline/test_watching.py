@@ -1,0 +1,56 @@
+"""metrics.jsonl as progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bco_ray.pipeline.watching import RECENT_STEPS, Watcher, training_progress, watching
+from bco_ray.telemetry import Progress, Reporter
+from bco_ray.training.metrics import MetricsLog
+
+
+def row(step: int, *, seconds: float = 2.0, auc: float | None = 0.5) -> dict[str, Any]:
+    return {"step": step, "total_steps": 100, "loss": 0.25, "delta": -0.5, "auc": auc,
+            "tokens": 1000, "seconds": seconds}  # fmt: skip
+
+
+def test_speed_and_time_left_are_those_of_the_last_steps(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in range(30):
+        log.append(row(step, seconds=60.0))
+    for step in range(30, 30 + RECENT_STEPS):
+        log.append(row(step))
+    watcher = Watcher(log.path)
+    assert watcher.look()
+    assert training_progress(watcher.recent) == (Progress(50, 100, 500.0, 100.0), "loss 0.250 delta -0.500 auc 0.500")
+
+
+def test_a_resumed_run_is_where_it_resumed(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in range(30):
+        log.append(row(step))
+    watcher = Watcher(log.path)
+    watcher.look()
+    log.truncate(10)
+    log.append(row(10, seconds=4.0))
+    assert watcher.look()
+    progress, _ = training_progress(watcher.recent)
+    assert progress.done == 11
+    assert [r["step"] for r in watcher.recent] == list(range(11))
+    assert progress.eta_seconds == 89 * (10 * 2 + 4) / 11
+    assert not watcher.look()
+
+
+def test_numbers_that_are_absent_are_left_out() -> None:
+    assert training_progress([row(0, auc=None)])[1] == "loss 0.250 delta -0.500"
+    assert training_progress([row(0, auc=0.6), row(1, auc=None), row(2, auc=1.0)])[1].endswith("auc 0.800")
+    assert training_progress([row(0, seconds=0.0)])[0] == Progress(1, 100, None, 0.0)
+
+
+def test_the_last_step_is_reported_before_the_phase_is_over(tmp_path: Path) -> None:
+    log, seen = MetricsLog(tmp_path / "metrics.jsonl"), list[Progress]()
+    with watching(log.path, Reporter(lambda progress, _: seen.append(progress))):
+        for step in range(100):
+            log.append(row(step))
+    assert seen[-1] == Progress(100, 100, 500.0, 0.0)
