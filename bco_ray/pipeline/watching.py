@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bco_ray.telemetry import Progress, Reporter
+from bco_ray.storage import files
+from bco_ray.telemetry import Progress, Reporter, console
 from bco_ray.training.metrics import MetricsTail
 
 POLL_SECONDS = 0.5
@@ -27,8 +28,13 @@ def watching(metrics: Path, report: Reporter) -> Iterator[None]:
 
     def watch() -> None:
         watcher, last_look = Watcher(metrics), False
+        dry_run = metrics.with_name("dry_run.json")
+        told = dry_run.exists()
         while not last_look:
             last_look = done.wait(POLL_SECONDS)
+            if not told and dry_run.exists():
+                told = True
+                tell_dry_run(files.read_json(dry_run))
             if watcher.look():
                 report.show(*training_progress(watcher.recent))
 
@@ -39,6 +45,15 @@ def watching(metrics: Path, report: Reporter) -> Iterator[None]:
     finally:
         done.set()
         thread.join(timeout=5)
+
+
+def tell_dry_run(found: Mapping[str, Any]) -> None:
+    """What micro-batches were tried, and which size was taken."""
+    for trial in found["trials"]:
+        used, limit = trial["peak_bytes"] / 2**30, trial["limit_bytes"] / 2**30
+        numbers = f"{trial['tokens_per_second']:,} tokens/s per worker, {used:.2f} of {limit:.2f} GiB"
+        console.print(f"  dry run: {trial['tokens']:,} tokens: {numbers}", highlight=False)
+    console.print(f"  max_tokens_per_micro_batch: {found['max_tokens_per_micro_batch']:,}", highlight=False)
 
 
 class Watcher:

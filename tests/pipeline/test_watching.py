@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bco_ray.pipeline.watching import RECENT_STEPS, Watcher, training_progress, watching
-from bco_ray.telemetry import Progress, Reporter
+from bco_ray.pipeline.watching import RECENT_STEPS, Watcher, tell_dry_run, training_progress, watching
+from bco_ray.telemetry import Progress, Reporter, console
 from bco_ray.training.metrics import MetricsLog
 
 
@@ -54,3 +54,11 @@ def test_the_last_step_is_reported_before_the_phase_is_over(tmp_path: Path) -> N
         for step in range(100):
             log.append(row(step))
     assert seen[-1] == Progress(100, 100, 500.0, 0.0)
+
+
+def test_a_dry_run_is_told() -> None:
+    trial = {"tokens": 1024, "tokens_per_second": 9000, "peak_bytes": 2**30, "limit_bytes": 2**32}
+    with console.capture() as said:
+        tell_dry_run({"max_tokens_per_micro_batch": 1024, "trials": [trial]})
+    assert "1,024 tokens: 9,000 tokens/s per worker, 1.00 of 4.00 GiB" in said.get()
+    assert "max_tokens_per_micro_batch: 1,024" in said.get()
