@@ -34,6 +34,9 @@ DOORS = {
     "deepspeed": {"training/deepspeed_engine"},
     "torch.distributed": {"training/gang", "training/alone"},
     "peft": {"models/loading"},
+    "tensorboardX": {"training/trackers"},
+    "wandb": {"training/trackers"},
+    "mlflow": {"training/trackers"},
     "transformers": {
         "text",
         "models/attention",

@@ -80,7 +80,7 @@ def train(setup: TrainSetup, gang: Gang, *, after_step: StepHook | None = None) 
         run.metrics.truncate(state.next_step)
     with tracking(run.metrics, setup.trackers if gang.rank == 0 else ()):
         state = _Loop(run, state).run(after_step)
-    _finish(run, state)
+        _finish(run, state)
     return state
 
 
