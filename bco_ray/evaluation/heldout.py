@@ -59,7 +59,7 @@ class RewardScorer:
 
     @torch.inference_mode()
     def _judge(self, shard: pa.Table) -> pa.Table:
-        rows = shard.filter(pc.equal(shard["split"], "validation"))
+        rows = shard.filter(pc.and_(pc.equal(shard["split"], "validation"), pc.greater(shard["weight"], 0)))
         ids, masks = Ragged(rows["input_ids"]), Ragged(rows["completion_mask"])
         logps = np.empty(rows.num_rows, dtype=np.float32)
         for numbers in fill_packs(ids.lengths, self.max_tokens) if rows.num_rows else []:

@@ -219,6 +219,12 @@ def auto_learning_rate(spec: JobSpec, directory: str) -> float:
 def _resolve_scoring(spec: JobSpec, storage: Path) -> ScoringSpec:
     """With the embedding model's directory and the classifier's absolute path. Raises SpecError or ModelError."""
     scoring, changes = spec.scoring, {}
+    if LOSSES[spec.objective.loss].units == "pairs":  # both rows of a pair have one prompt: nothing to match
+        if scoring.matching == "on":
+            raise SpecError(
+                f"scoring.matching: {spec.objective.loss} trains on pairs, whose prompts match; leave it off."
+            )
+        changes["matching"] = "off"
     if scoring.embedding != "reference":
         changes["embedding"] = resolve_model(scoring.embedding, storage)[0]
     if scoring.classifier is not None:

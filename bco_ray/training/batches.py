@@ -102,13 +102,13 @@ def window_batches(reader: ShardReader, plan: WindowPlan, share: Share, *, misma
 
 
 def assemble(rows: Sequence[Row], slots: Sequence[int], window: int) -> MicroBatch:
-    """Rows to tensors; no rows give one filler row with valid=0, which changes nothing but is computed.
+    """Rows to tensors; no rows give two fillers (a pair, where pairs are wanted), computed but of no influence.
 
     A row of weight 0 (an erased one is left as such) is not valid either: it must not move the reward shift.
     """
     if not rows:
         filler = Row(np.zeros(2, np.int64), np.array([False, True]), 0.0, label=False, weight=0.0)
-        return assemble([filler], [window], window)
+        return assemble([filler] * 2, [window] * 2, window)
     return MicroBatch(
         lay_out([row.input_ids for row in rows], [row.completion_mask for row in rows]),
         torch.tensor([row.reference_logp for row in rows], dtype=torch.float32),
@@ -148,12 +148,13 @@ def _cut(rows: Sequence[Row], share: Share) -> Iterator[MicroBatch]:
 
 
 def _totals(rows: Sequence[Row]) -> WindowTotals:
-    labels = np.array([row.label for row in rows])
+    """A row of weight 0 counts in no denominator: the loss is that of the others."""
+    labels, valid = np.array([row.label for row in rows]), np.array([row.weight > 0 for row in rows])
     return WindowTotals(
-        chosen=int(labels.sum()),
-        rejected=int((~labels).sum()),
-        sft_tokens=sum(row.scored_tokens for row in rows if row.label),
+        chosen=int((labels & valid).sum()),
+        rejected=int((~labels & valid).sum()),
+        sft_tokens=sum(row.scored_tokens for row in rows if row.label and row.weight > 0),
         tokens=sum(len(row.input_ids) for row in rows),
         labels_W=labels,
-        valid_W=np.array([row.weight > 0 for row in rows]),
+        valid_W=valid,
     )

@@ -6,6 +6,7 @@ that a run that goes on after an interruption computes in the same micro-batches
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -68,6 +69,13 @@ def find_budget(engine: Engine, gang: Gang, rows: Sequence[Row], *, least: int, 
         _report(trials, best, run)
     gang.barrier()
     return best
+
+
+def free_memory() -> None:
+    """What the dry run's model held, cycles included, before the real one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _try(engine: Engine, gang: Gang, rows: Sequence[Row], tokens: int) -> Trial:

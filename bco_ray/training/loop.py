@@ -72,7 +72,6 @@ def train(setup: TrainSetup, gang: Gang, *, after_step: StepHook | None = None) 
     Collective. Raises TrainingError when going on makes no sense.
     """
     torch.set_num_threads(setup.threads)
-    torch.manual_seed(setup.seed)
     run = _assemble(setup, gang)
     state = run.checkpoints.load_latest(run.trainee.engine, gang) or LoopState.first(_first_shift(run))
     if gang.rank == 0:
@@ -92,6 +91,7 @@ def _assemble(setup: TrainSetup, gang: Gang) -> Run:
         reader = _reader(setup, manifest)
         plan = _plan(setup, reader)
     setup = _with_micro_batch(setup, gang, plan, reader)
+    torch.manual_seed(setup.seed)  # a new adapter is drawn here, the same whether or not a dry run drew one before
     with _together(gang, "load the model"):
         trainee = build(setup, gang, plan.total_steps)
     sharded = {"world_size": gang.size} if setup.zero_stage else {}
@@ -121,8 +121,11 @@ def _with_micro_batch(setup: TrainSetup, gang: Gang, plan: Plan, reader: ShardRe
         with _together(gang, "load the model"):
             trainee = build(setup, gang, plan.total_steps)
         rows = [row for ref in next(plan.windows()).rows for row in reader.unit(ref)]
-        budget = dry_run.find_budget(trainee.engine, gang, rows, least=setup.max_length, run=run)
+        longest = setup.max_length * (2 if reader.units == "pairs" else 1)
+        budget = dry_run.find_budget(trainee.engine, gang, rows, least=longest, run=run)
         trainee.engine.close()
+        del trainee
+        dry_run.free_memory()
     return replace(setup, max_tokens_per_micro_batch=budget)
 
 

@@ -14,14 +14,16 @@ import torch
 from bco_ray.errors import TrainingError
 from bco_ray.models.loading import load_frozen
 from bco_ray.models.policy import Policy
-from bco_ray.objective import LOSSES, Loss
+from bco_ray.objective import LOSSES, Loss, RewardShift, ShiftTensor
 from bco_ray.storage.scored import load_scored, pair_places
 from bco_ray.testing.scored import write_scored
 from bco_ray.training.batches import Share, mismatch, window_batches
+from bco_ray.training.building import build
+from bco_ray.training.gang import SoloGang
 from bco_ray.training.plan import Plan
 from bco_ray.training.setup import TrainSetup
 from bco_ray.training.shard_reader import Row, ShardReader
-from bco_ray.training.step import Objective
+from bco_ray.training.step import Objective, StepNumbers, train_window
 
 LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
 
@@ -67,6 +69,33 @@ def test_each_loss_learns_what_it_is_for(
         assert {row["count/rejected"] for row in metrics} == {0}
     else:
         assert metrics[-1]["auc"] > 0.95
+
+
+def test_a_worker_without_a_pair_still_takes_part(
+    make_setup: Callable[..., TrainSetup], world: tuple[Path, Path]
+) -> None:
+    manifest = load_scored(world[1])
+    reader = ShardReader(world[1], manifest, units="pairs", cached_shards=3)
+    plan = next(Plan(reader.counts, 1, 1, 0).windows())
+    trainee = build(make_setup("idle", objective=objective("dpo")), SoloGang(), total_steps=9)
+    idle = window_batches(reader, plan, Share(1, 2, 60))
+    assert [batch.valid_B.tolist() for batch in idle.batches] == [[False, False]]
+    shift = ShiftTensor.of(RewardShift())
+    result = train_window(trainee.engine, SoloGang(), trainee.reference, idle, shift, objective("dpo"))
+    numbers = StepNumbers.read(result.numbers)
+    assert numbers.grad_norm == 0
+    assert numbers.sums.chosen_count == 0
+
+
+def test_erased_rows_are_in_no_denominator(world: tuple[Path, Path]) -> None:
+    reader = ShardReader(world[1], load_scored(world[1]), cached_shards=3)
+    plan = next(Plan(reader.counts, 6, 1, 3).windows())
+    whole = window_batches(reader, plan, Share(0, 1, 4096)).totals
+    unit, erased = reader.unit, plan.rows[0]
+    reader.unit = lambda ref: [replace(unit(ref)[0], weight=0.0)] if ref == erased else unit(ref)  # type: ignore[method-assign]
+    rest = window_batches(reader, plan, Share(0, 1, 4096)).totals
+    assert rest.chosen + rest.rejected == whole.chosen + whole.rejected - 1
+    assert rest.chosen == whole.chosen - erased.label
 
 
 def test_an_sft_anchor_holds_the_likelihood_up(
