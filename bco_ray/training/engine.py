@@ -23,11 +23,11 @@ Schedule = Callable[[int], float]
 """Optimizer steps attempted so far -> factor on the learning rate."""
 
 REDUCED_AT_ONCE = 2**25
-"""Gradient numbers in one all-reduce: enough to fill the wire, little beside the gradients themselves."""
+"""Gradient numbers in one all-reduce: enough to fill the wire; a larger gradient goes by itself."""
 
 
 class Engine(Protocol):
-    """What the training step needs. Nothing here waits for the device but `save`, `load` and `export_state`."""
+    """What the training step needs. In plain torch only `save`, `load` and `export_state` wait for the device."""
 
     def forward(self, pack: Pack) -> Tensor:
         """Sequence log-probabilities (B,), float32, with gradient where that is enabled."""

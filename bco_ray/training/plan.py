@@ -47,16 +47,6 @@ class WindowPlan:
     epoch: int
     rows: tuple[RowRef, ...]
 
-    @property
-    def chosen(self) -> int:
-        """Thumbs-up rows of the window over all workers: the loss's denominator, known before the first forward."""
-        return sum(row.label for row in self.rows)
-
-    @property
-    def rejected(self) -> int:
-        """Thumbs-down rows of the window."""
-        return len(self.rows) - self.chosen
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -1,7 +1,8 @@
 """One optimizer step on one window: forward and backward per micro-batch, one all-reduce of sums, update.
 
 The whole algorithm is here and reads top to bottom; nothing in it depends on how many workers there are, and nothing
-in it waits for the device. Shapes: B rows of a micro-batch, W rows of the window.
+of ours in it waits for the device (DeepSpeed looks at the gradients' overflow itself). Shapes: B rows of a
+micro-batch, W rows of the window.
 """
 
 from __future__ import annotations
