@@ -10,7 +10,7 @@ import glob as local_glob
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -70,14 +70,32 @@ def open_input(uri: str) -> io.BufferedReader:
 def write_bytes(uri: str, data: bytes) -> None:
     """All of `data` or what was there before: a rename on a file system, one upload elsewhere. Raises StorageError."""
     scheme, path = _split(uri)
+    if scheme == "file":
+        with _named(uri, StorageError):
+            files.write_bytes(Path(path), data)
+    else:
+        write_stream(uri, [data])
+
+
+def write_stream(uri: str, blocks: Iterable[bytes]) -> None:
+    """One upload to an object store of blocks laid end to end. Raises StorageError."""
+    scheme, path = _split(uri)
     if scheme == "hf":
         raise StorageError(f"{uri}: the Hub can only be read from. Write to a directory, s3:// or gs://.")
+    with (
+        _named(uri, StorageError),
+        _filesystem(scheme, path).open_output_stream(path, compression=None) as out,  # not by its suffix
+    ):
+        for block in blocks:
+            out.write(block)
+
+
+def delete(uri: str) -> None:
+    """Remove a file if it is there. Raises StorageError."""
     with _named(uri, StorageError):
-        if scheme == "file":
-            files.write_bytes(Path(path), data)
-            return
-        with _filesystem(scheme, path).open_output_stream(path, compression=None) as out:  # not by its suffix
-            out.write(data)
+        system, path = filesystem_of(uri)
+        if system.get_file_info(path).type.name != "NotFound":
+            system.delete_file(path)
 
 
 def stat(uri: str) -> Found | None:

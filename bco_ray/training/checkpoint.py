@@ -1,23 +1,41 @@
-"""Checkpoints: `checkpoints/<step>/` with the engine's state of every worker, the loop's state, and a manifest last."""
+"""Checkpoints of a running training: a copy in memory at a step's end, written by a thread while training goes on.
+
+Every worker writes its own share and a mark; worker 0's thread waits for all marks and commits. Storage that fails is
+tried again; a checkpoint that is due meanwhile replaces the one that cannot be written. See `storage.checkpoints`.
+"""
 
 from __future__ import annotations
 
-import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from bco_ray.errors import StorageError, TrainingError
 from bco_ray.objective import RewardShift
-from bco_ray.storage import files
+from bco_ray.storage.checkpoints import CheckpointManifest, CheckpointStore, DamagedError, Keep, Place
+from bco_ray.storage.run_journal import RunJournal
 from bco_ray.telemetry import logger
+from bco_ray.training.attempt import Attempt
+from bco_ray.training.background import Abandoned, Backoff, Persistent, insist
 from bco_ray.training.engine import Engine
+from bco_ray.training.fragments import SavedState, host_copy
 from bco_ray.training.gang import Gang
-from bco_ray.training.overlap import Background
+
+T = TypeVar("T")
+
+MARK_POLL_SECONDS = 0.1
+PATIENCE_SECONDS = 300
+"""How long the end of a training waits for its last checkpoint, and a start for storage that cannot be read."""
+
+_UNREADABLE = -(10**12)
+"""Beyond any step, and beyond any sum of workers that found damage."""
 
 
 @dataclass(frozen=True)
@@ -54,94 +72,196 @@ class LoopState:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one directory that all workers share.
+    """The checkpoints of one attempt at a run.
 
-    `identity` says what they belong to (spec, shards, engine, world size); a checkpoint of anything else is refused.
+    `identity` says what they belong to; a checkpoint of anything else is refused. How many workers there are, and how
+    they share the state out, is no part of it.
     """
 
-    def __init__(self, root: Path, identity: dict[str, Any], *, keep: int) -> None:
-        self.root = root
-        self.identity = identity
-        self.keep = keep
-        self._committing = Background()
+    def __init__(
+        self,
+        store: CheckpointStore,
+        gang: Gang,
+        attempt: Attempt,
+        identity: dict[str, Any],
+        *,
+        keep: Keep,
+        journal: RunJournal,
+        backoff: Backoff = Backoff(),
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._store = store
+        self._gang = gang
+        self._attempt = attempt
+        self._identity = identity
+        self._keep = keep
+        self._journal = journal
+        self._backoff = backoff
+        self._patience = patience_seconds
+        self._writing = Persistent(backoff, self._trouble)
+        self._step = 0
 
-    def save(self, engine: Engine, gang: Gang, state: LoopState) -> None:
-        """Collective: returns when all workers have written; worker 0 then hashes and commits it beside the training.
+    def save(self, engine: Engine, state: LoopState, metrics: dict[str, float], *, must: bool = False) -> bool:
+        """Collective: copies the state and returns while it is being written; whether it is.
 
-        Older ones beyond `keep` are deleted after that. An error of a commit comes out of the next call, or of `wait`.
+        While a worker is still busy with the one before, and it is not `must`, there is none this time: training does
+        not wait. One whose writing fails is given up for this newer one.
         """
-        self.wait()
-        final = self.root / f"{state.next_step:08d}"
-        scratch = self.root / f".{final.name}.tmp"
-        if gang.rank == 0:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-        gang.barrier()
-        engine.save(scratch)
-        save_file({"torch": torch.get_rng_state()}, scratch / f"rng-{gang.rank}.safetensors")
-        gang.barrier()
-        if gang.rank == 0:
-            self._committing.start(partial(self._commit, scratch, final, state))
+        if must and self._writing.state == "working":
+            self._writing.wait(self._patience)
+        busy = self._writing.state == "working" or not self._writing.abandon(1.0)
+        if self._gang.sum(torch.tensor(int(busy))) > 0:
+            if self._gang.rank == 0:
+                self._journal.write(
+                    "checkpoint_skipped", step=state.next_step, because=f"{self._step} is being written"
+                )
+            return False
+        tensors = host_copy(engine.fragments(), _random_states())
+        self._step = state.next_step
+        place = Place(state.next_step, self._attempt.number, self._gang.rank, self._gang.size)
+        self._writing.start(partial(self._write, place, tensors, engine.layout, state, metrics))
+        return True
 
-    def wait(self) -> None:
-        """Until the newest checkpoint counts."""
-        self._committing.wait()
+    def wait(self) -> bool:
+        """Whether the newest checkpoint counts after at most PATIENCE_SECONDS. Raises what its writing died of."""
+        return self._writing.wait(self._patience)
 
-    def _commit(self, scratch: Path, final: Path, state: LoopState) -> None:
-        files.commit_directory(scratch, {"identity": self.identity, "state": state.as_json()})
-        shutil.rmtree(final, ignore_errors=True)
-        scratch.rename(final)
-        files.sync_directory(self.root)
-        self._delete_old()
-
-    def load_latest(self, engine: Engine, gang: Gang) -> LoopState | None:
+    def load_latest(self, engine: Engine) -> LoopState | None:
         """Collective: the newest whole checkpoint goes into `engine`. None if there is none.
 
-        Raises TrainingError if it belongs to another run or, for a sharded optimizer, to another world size.
+        One that is damaged is set aside with a warning. Raises TrainingError if it belongs to another run, StorageError
+        if checkpoints cannot be read for longer than PATIENCE_SECONDS: an older one would throw steps away.
         """
-        found = self._newest_whole(gang)
-        if found is None:
-            return None
-        directory, manifest = found
-        self._check_identity(directory, manifest["identity"])
-        engine.load(directory)
-        rng = directory / f"rng-{gang.rank}.safetensors"
-        if rng.is_file():
-            torch.set_rng_state(load_file(rng)["torch"])
-        return LoopState.from_json(manifest["state"])
+        while (step := self._newest()) >= 0:
+            with ExitStack() as opened:
+                found = self._whole(step, engine, opened)
+                if found is not None:
+                    return self._restore(*found, engine)
+        return None
 
-    def steps(self) -> list[int]:
-        """Steps with a commit mark, ascending."""
-        found = self.root.iterdir() if self.root.is_dir() else ()
-        return sorted(int(d.name) for d in found if d.name.isdigit() and files.is_committed(d))
+    def _write(
+        self,
+        place: Place,
+        tensors: dict[str, Tensor],
+        layout: str,
+        state: LoopState,
+        metrics: dict[str, float],
+        abandoned: Abandoned,
+    ) -> None:
+        began = time.time()
+        self._store.put_shard(place, partial(save_file, tensors))
+        if place.rank > 0:
+            return
+        while (marks := self._store.marks(place.step, place.attempt, place.workers)) is None:
+            if abandoned():
+                return
+            time.sleep(MARK_POLL_SECONDS)
+        self._attempt.require_newest()
+        self._store.commit(
+            CheckpointManifest(
+                step=place.step,
+                attempt=place.attempt,
+                workers=place.workers,
+                layout=layout,
+                created_at=began,
+                identity=self._identity,
+                state=state.as_json(),
+                metrics=metrics,
+                shards=[mark.file for mark in marks],
+                files={mark.file: mark.fact for mark in marks},
+            )
+        )
+        gone = self._store.retain(self._keep)
+        self._journal.write("checkpoint", step=place.step, seconds=round(time.time() - began, 3), deleted=gone)
 
-    def _newest_whole(self, gang: Gang) -> tuple[Path, dict[str, Any]] | None:
-        """Worker 0 checks the digests and its verdict is everybody's: a step is chosen by one, taken by all."""
-        chosen = self._verified_step() if gang.rank == 0 else 0
-        step = int(gang.sum(torch.tensor(chosen)))
-        if step < 0:
-            return None
-        directory = self.root / f"{step:08d}"
-        return directory, files.read_json(directory / files.MANIFEST)
+    def _trouble(self, error: Exception, seconds: float) -> None:
+        logger.warning("checkpoint %d: %s; training goes on, tried again in %.0f s", self._step, error, seconds)
+        self._journal.write(
+            "checkpoint_failed", step=self._step, rank=self._gang.rank, error=str(error), again_in_seconds=seconds
+        )
 
-    def _verified_step(self) -> int:
-        for step in reversed(self.steps()):
+    def _newest(self) -> int:
+        """Worker 0 looks and its answer is everybody's; -1: there is none."""
+        chosen = 0
+        if self._gang.rank == 0:
             try:
-                files.verify_directory(self.root / f"{step:08d}")
-            except StorageError as error:
-                logger.warning("checkpoint %d is damaged and passed over: %s", step, error)
-            else:
-                return step
-        return -1
+                chosen = max(self._patiently(self._store.steps), default=-1)
+            except (OSError, StorageError):
+                chosen = _UNREADABLE
+        step = int(self._gang.sum(torch.tensor(chosen)))
+        if step == _UNREADABLE:
+            raise StorageError("checkpoints cannot be listed; the workers' logs say why.")
+        return step
 
-    def _check_identity(self, directory: Path, found: dict[str, Any]) -> None:
-        for key, wanted in self.identity.items():
-            if found.get(key) != wanted:
+    def _whole(self, step: int, engine: Engine, opened: ExitStack) -> tuple[CheckpointManifest, SavedState] | None:
+        """The checkpoint, if every worker finds what it needs as it was written; else worker 0 sets it aside."""
+        found, verdict = None, 0
+        try:
+            manifest: CheckpointManifest = self._patiently(partial(self._store.manifest, step))
+            saved = opened.enter_context(
+                SavedState(self._mine_first(manifest), partial(self._store.verified, manifest))
+            )
+            alike = engine.layout != "even" and (manifest.layout, manifest.workers) == (engine.layout, self._gang.size)
+            self._patiently(partial(saved.open, 1 if alike else manifest.workers))
+            found = manifest, saved
+        except DamagedError as error:
+            verdict = 1
+            self._say_damaged(step, error)
+        except (OSError, StorageError):
+            verdict = -_UNREADABLE
+        worst = int(self._gang.sum(torch.tensor(verdict)))
+        if worst >= -_UNREADABLE:
+            raise StorageError(f"checkpoint {step} cannot be read; the workers' logs say why.")
+        if worst and self._gang.rank == 0:
+            self._store.set_aside(step)
+        self._gang.barrier()
+        return None if worst else found
+
+    def _restore(self, manifest: CheckpointManifest, saved: SavedState, engine: Engine) -> LoopState:
+        self._check_identity(manifest)
+        state = LoopState.from_json(manifest.state)
+        engine.restore(saved, state.next_step)
+        engine.settle()
+        _set_random_states(saved, manifest, self._gang)
+        return state
+
+    def _mine_first(self, manifest: CheckpointManifest) -> list[str]:
+        rank = self._gang.rank % manifest.workers
+        return manifest.shards[rank:] + manifest.shards[:rank]
+
+    def _say_damaged(self, step: int, error: DamagedError) -> None:
+        logger.warning("checkpoint %d is damaged and passed over: %s", step, error)
+        self._journal.write("checkpoint_damaged", step=step, rank=self._gang.rank, error=str(error))
+
+    def _patiently(self, read: Callable[[], T]) -> T:
+        """What `read` returns; storage that cannot be read is tried again, damage is not."""
+        return insist(read, self._backoff, seconds=self._patience, on_failure=self._cannot_read)
+
+    def _cannot_read(self, error: Exception, seconds: float) -> None:
+        logger.warning("checkpoints cannot be read: %s; tried again in %.0f s", error, seconds)
+        self._journal.write("checkpoints_unreadable", rank=self._gang.rank, error=str(error), again_in_seconds=seconds)
+
+    def _check_identity(self, manifest: CheckpointManifest) -> None:
+        for key, wanted in self._identity.items():
+            if (found := manifest.identity.get(key)) != wanted:
                 raise TrainingError(
-                    f"{directory}: made with {key} = {found.get(key)}, this run has {wanted}. "
+                    f"checkpoint {manifest.step}: made with {key} = {found}, this run has {wanted}. "
                     "Continue with the old value, or start a new run under another name."
                 )
 
-    def _delete_old(self) -> None:
-        for step in self.steps()[: -self.keep]:
-            shutil.rmtree(self.root / f"{step:08d}", ignore_errors=True)
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"rng-cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["rng-cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(saved: SavedState, manifest: CheckpointManifest, gang: Gang) -> None:
+    """This worker's own; with another number of workers there are none of its own, and the seed's stay."""
+    if manifest.workers != gang.size:
+        return
+    if (cpu := saved.extra("rng-cpu")) is not None:
+        torch.set_rng_state(cpu)
+    if torch.cuda.is_available() and (cuda := saved.extra("rng-cuda")) is not None:
+        torch.cuda.set_rng_state(cuda)

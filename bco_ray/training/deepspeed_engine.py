@@ -12,22 +12,20 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bco_ray.errors import TrainingError
 from bco_ray.models.loading import partitioned
 from bco_ray.models.packing import Pack
 from bco_ray.models.policy import Policy
+from bco_ray.training import deepspeed_state
 from bco_ray.training.deepspeed_config import deepspeed_config, frozen_config
 from bco_ray.training.engine import Schedule
+from bco_ray.training.fragments import Fragment, SavedState
 
 __all__ = ["DeepSpeedEngine", "deepspeed_config", "frozen_engine", "prepare_process", "sharded_loading"]
-
-_TAG = "zero"
 
 
 def prepare_process(device: str) -> None:
@@ -90,20 +88,19 @@ class DeepSpeedEngine:
         norm = self._engine.get_global_grad_norm() if self._engine.was_step_applied() else math.nan
         return torch.as_tensor(norm, dtype=torch.float32, device=self.device)
 
-    def save(self, directory: Path) -> None:
-        self._engine.save_checkpoint(
-            str(directory),
-            tag=_TAG,
-            client_state={"steps_attempted": self._steps},
-            exclude_frozen_parameters=self._adapter_only,
-        )
+    @property
+    def layout(self) -> str:
+        return f"zero-{self._stage}/{self._engine.dp_world_size}"
 
-    def load(self, directory: Path) -> None:
-        strict = not self._adapter_only
-        path, client = self._engine.load_checkpoint(str(directory), tag=_TAG, load_module_strict=strict)
-        if path is None:
-            raise TrainingError(f"{directory}: DeepSpeed finds no checkpoint here.")
-        self._steps = int(client["steps_attempted"])
+    def fragments(self) -> list[Fragment]:
+        return deepspeed_state.fragments(self._engine, self._stage)
+
+    def restore(self, saved: SavedState, steps: int) -> None:
+        deepspeed_state.restore(self._engine, self._stage, saved)
+        self._steps = steps
+
+    def settle(self) -> None:
+        deepspeed_state.settle(self._engine, self._stage)
 
     def export_state(self) -> dict[str, Tensor]:
         lm = self._engine.module.lm

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bco_ray.models.packing import Pack
+from bco_ray.training.fragments import WEIGHT, Fragment, SavedState, pieces_of, restored_number, share
 from bco_ray.training.gang import Gang
 
 Schedule = Callable[[int], float]
@@ -27,7 +26,7 @@ REDUCED_AT_ONCE = 2**25
 
 
 class Engine(Protocol):
-    """What the training step needs. In plain torch only `save`, `load` and `export_state` wait for the device."""
+    """What the training step needs. In plain torch only the last five wait for the device."""
 
     def forward(self, pack: Pack) -> Tensor:
         """Sequence log-probabilities (B,), float32, with gradient where that is enabled."""
@@ -46,11 +45,18 @@ class Engine(Protocol):
     def device(self) -> torch.device:
         """Where batches must be."""
 
-    def save(self, directory: Path) -> None:
-        """Write this worker's part of weights and optimizer state; `directory` exists and is shared by all workers."""
+    @property
+    def layout(self) -> str:
+        """How the state is cut over the workers; two engines of one layout hold the same pieces on the same ranks."""
 
-    def load(self, directory: Path) -> None:
-        """The inverse of `save`."""
+    def fragments(self) -> list[Fragment]:
+        """This worker's share of weights and optimizer state, as live tensors; all shares together are all of it."""
+
+    def restore(self, saved: SavedState, steps: int) -> None:
+        """Take over what `fragments` gave, of any layout, after `steps` steps. Not collective; `settle` must follow."""
+
+    def settle(self) -> None:
+        """Bring the model's weights in line with the restored ones. Collective."""
 
     def export_state(self) -> dict[str, Tensor]:
         """What `save_pretrained` needs: the wrapped LM's state dict. Collective; worker 0's answer counts."""
@@ -137,20 +143,28 @@ class TorchEngine:
         self._copy_masters()
         return norm
 
-    def save(self, directory: Path) -> None:
-        if self._gang.rank == 0:
-            save_file(self._state(), directory / "engine.safetensors")
+    @property
+    def layout(self) -> str:
+        return "even"
 
-    def load(self, directory: Path) -> None:
-        tensors = load_file(directory / "engine.safetensors", device=str(self.device))
+    def fragments(self) -> list[Fragment]:
+        """Every worker holds everything; each gives an even share."""
+        sizes = [master.numel() for master in self._masters]
+        return [
+            self._fragment(number, start, end) for number, start, end in share(sizes, self._gang.rank, self._gang.size)
+        ]
+
+    def restore(self, saved: SavedState, steps: int) -> None:
         for name, master in zip(self._names, self._masters, strict=True):
+            found = {kind: saved.read(name, kind, 0, master.numel()).view_as(master) for kind in saved.kinds(name)}
             with torch.no_grad():
-                master.copy_(tensors[f"param.{name}"])
-            prefix = f"adam.{name}."
-            state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-            if state:  # none for a parameter that has not been updated yet
-                self._optimizer.state[master] = state
-        self._steps = int(tensors["steps"])
+                master.copy_(found.pop(WEIGHT))
+            numbers = {kind: restored_number(n, self.device) for kind, n in saved.numbers(name).items()}
+            if found or numbers:  # none for a parameter that has not been updated yet
+                self._optimizer.state[master] = {kind: t.to(self.device) for kind, t in found.items()} | numbers
+        self._steps = steps
+
+    def settle(self) -> None:
         self._copy_masters()
 
     def export_state(self) -> dict[str, Tensor]:
@@ -166,13 +180,15 @@ class TorchEngine:
             if weight is not master:
                 weight.copy_(master)
 
-    def _state(self) -> dict[str, Tensor]:
-        state = {"steps": torch.tensor(self._steps)}
-        for name, master in zip(self._names, self._masters, strict=True):
-            state[f"param.{name}"] = master.detach()
-            for key, value in self._optimizer.state[master].items():
-                state[f"adam.{name}.{key}"] = value
-        return {key: value.contiguous() for key, value in state.items()}
+    def _fragment(self, number: int, start: int, end: int) -> Fragment:
+        master = self._masters[number]
+        tensors, numbers = {WEIGHT: master.detach().view(-1)[start:end]}, {}
+        for kind, value, whole in pieces_of(self._optimizer.state[master], master):
+            if whole:
+                tensors[kind] = value.view(-1)[start:end]
+            else:
+                numbers[kind] = value
+        return Fragment(self._names[number], start, tensors, numbers)
 
 
 def _master_of(weight: nn.Parameter) -> nn.Parameter:

@@ -63,7 +63,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     if config["device"] == "cuda":
         torch.cuda.set_device(ray.train.torch.get_device())
     try:
-        state = train(TrainSetup.from_dict(config), TorchGang())
+        state = train(TrainSetup.from_dict(config), TorchGang()).state
     except BcoError as error:
         return {"fatal": str(error)}
     return state.as_json()

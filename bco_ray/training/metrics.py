@@ -14,6 +14,7 @@ import torch
 
 from bco_ray.objective import LossSums, auc
 from bco_ray.storage import files
+from bco_ray.telemetry import logger
 from bco_ray.training.batches import WindowTotals
 from bco_ray.training.step import Objective, StepNumbers
 
@@ -83,10 +84,12 @@ def _auc(numbers: StepNumbers, totals: WindowTotals) -> float | None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one object per step, in step order, each step once."""
+    """`metrics.jsonl`: one object per step, in step order, each step once. A disk that is full delays its lines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unwritten = ""
+        self._good_bytes: int | None = None
 
     def truncate(self, next_step: int) -> None:
         """Forget steps from `next_step` on: a resumed run is about to do them again. A torn last line goes too."""
@@ -95,8 +98,26 @@ class MetricsLog:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one step; numbers that are not finite become null."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line({key: _finite(value) for key, value in row.items()}))
+        waited = bool(self._unwritten)
+        self._unwritten += _line({key: _finite(value) for key, value in row.items()})
+        try:
+            self._write()
+        except OSError as error:
+            if not waited:
+                logger.warning("%s: cannot be written (%s); kept in memory until it can", self.path, error.strerror)
+
+    def _write(self) -> None:
+        """What a write that failed left behind half goes first."""
+        with self.path.open("ab") as file:
+            size = file.tell()
+            if self._good_bytes is not None and size > self._good_bytes:
+                file.truncate(self._good_bytes)
+                size = self._good_bytes
+            self._good_bytes = size
+            data = self._unwritten.encode()
+            file.write(data)
+            file.flush()
+            self._good_bytes, self._unwritten = size + len(data), ""
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines."""

@@ -1,11 +1,10 @@
-"""What the device need not wait for: windows made ahead of time, numbers read a step later, checkpoints committed."""
+"""What the device need not wait for: windows made ahead of time, numbers read a step later."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
@@ -74,22 +73,3 @@ class HostCopy:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._host
-
-
-class Background:
-    """One task at a time beside the caller's work. An error comes out of the next call."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1)
-        self._running: Future[None] | None = None
-
-    def start(self, task: Callable[[], None]) -> None:
-        """Run `task` when the one before is done; waits for that one."""
-        self.wait()
-        self._running = self._pool.submit(task)
-
-    def wait(self) -> None:
-        """Until nothing runs. Raises what the task raised."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()

@@ -20,6 +20,8 @@ class TrainSetup:
     policy and reference differ.
     `reference_model`: where it is another than `model`. `deepspeed`: a DeepSpeed JSON of the
     user's, beside which `zero_stage` says its stage. `max_tokens_per_micro_batch` 0: found by a dry run.
+    `checkpoint_storage`: a directory or URI for checkpoints alone; None: in the run's directory. `hang_seconds`: a
+    worker that takes no step for so long ends itself.
     """
 
     scored: str
@@ -53,6 +55,10 @@ class TrainSetup:
     quantization: str = "none"
     head_chunk: int = 0
     trackers: tuple[str, ...] = ()
+    checkpoint_keep_best: int = 0
+    checkpoint_best: str = "auc"
+    checkpoint_storage: str | None = None
+    hang_seconds: float = 1800.0
     pool_rows: int = POOL_ROWS
     threads: int = 1
 

@@ -64,7 +64,8 @@ class StepResult:
 class StepNumbers:
     """The same numbers on every worker. `sums` and `rewards_W` are over all of them.
 
-    `grad_norm` None: not finite, nothing was updated. `z_ref`: KTO's reference point, 0 for other losses.
+    `grad_norm` None: not finite, nothing was updated. `z_ref`: KTO's reference point, 0 for other losses. `asked`: how
+    many workers had been asked to stop.
     """
 
     sums: LossSums
@@ -72,13 +73,14 @@ class StepNumbers:
     delta: float
     z_ref: float
     grad_norm: float | None
+    asked: int = 0
 
     @classmethod
     def read(cls, numbers: Tensor) -> StepNumbers:
         """From `StepResult.numbers`, on the host."""
-        delta, z_ref, norm = numbers[-3:].tolist()
-        sums, rewards_W = LossSums.from_vector(numbers[:_SUMS]), numbers[_SUMS:-3]
-        return cls(sums, rewards_W, delta, z_ref, norm if math.isfinite(norm) else None)
+        asked, delta, z_ref, norm = numbers[-4:].tolist()
+        sums, rewards_W = LossSums.from_vector(numbers[:_SUMS]), numbers[_SUMS:-4]
+        return cls(sums, rewards_W, delta, z_ref, norm if math.isfinite(norm) else None, int(asked))
 
 
 def train_window(
@@ -88,8 +90,12 @@ def train_window(
     window: WindowBatches,
     shift: ShiftTensor,
     objective: Objective,
+    *,
+    asked: bool = False,
 ) -> StepResult:
     """Train on one window. Every worker calls this with its own micro-batches, the same number everywhere.
+
+    `asked`: whether this worker has been asked to stop, which the others learn from the step's numbers.
 
     Delta is the shift's value from before the window (lagged timing): one number for all rows of the step. A row whose
     loss is not finite makes the gradient NaN on purpose, so that every worker's engine refuses the update alike.
@@ -119,7 +125,7 @@ def train_window(
         local_sums = local_sums + sums.to_vector()
         rewards_B = implicit_rewards(policy_logps_B.detach(), reference_logps_B, beta=objective.beta)
         local_rewards = local_rewards.index_copy(0, batch.slots_B, rewards_B.double())
-    totals = gang.sum(torch.cat([local_sums, local_rewards[:size]]))
+    totals = gang.sum(torch.cat([local_sums, local_rewards[:size], local_sums.new_full((1,), float(asked))]))
     grad_norm = engine.step().double()
     sums = LossSums.from_vector(totals[:_SUMS])
     four = torch.stack([getattr(sums, name) for name in _SHIFT_SUMS])

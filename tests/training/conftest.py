@@ -8,17 +8,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bco_ray.objective import LOSSES
 from bco_ray.testing.scored import write_scored
 from bco_ray.testing.tiny import write_tiny_model
+from bco_ray.training.engine import Engine
+from bco_ray.training.fragments import SavedState
 from bco_ray.training.gang import SoloGang
 from bco_ray.training.loop import train
 from bco_ray.training.metrics import MetricsLog
@@ -122,6 +125,22 @@ def _run_processes(setups: list[TrainSetup], workers: int, *, stop_after: int | 
     else:
         assert done.returncode != 0, "the run was to be killed"
     return [Trained(Path(setup.run)) for setup in setups]
+
+
+@pytest.fixture
+def restore(tmp_path: Path) -> Callable[..., None]:
+    """Put shares (as `host_copy` gives them, one or a list) into an engine as after so many steps, through files."""
+
+    def put(engine: Engine, shares: Any, steps: int) -> None:
+        shares = [shares] if isinstance(shares, dict) else shares
+        names = [str(tmp_path / f"share-{number}.safetensors") for number in range(len(shares))]
+        for name, tensors in zip(names, shares, strict=True):
+            save_file(tensors, name)
+        with SavedState(names, lambda name: nullcontext(Path(name))) as saved:
+            engine.restore(saved, steps)
+        engine.settle()
+
+    return put
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bco_ray.training.overlap import Background, HostCopy, ahead
+from bco_ray.training.overlap import HostCopy, ahead
 
 
 def numbers(made: list[int], count: int = 10) -> Iterator[int]:
@@ -50,23 +50,6 @@ def test_an_error_while_making_comes_out_where_the_item_would_have() -> None:
     assert next(items) == 1
     with pytest.raises(OSError, match="disk gone"):
         next(items)
-
-
-def test_a_task_in_the_background_is_waited_for_and_its_error_heard_once() -> None:
-    background, done = Background(), []
-    background.start(lambda: done.append(1))
-    background.start(lambda: done.append(2))
-    background.wait()
-    assert done == [1, 2]
-
-    def fail() -> None:
-        raise OSError("disk full")
-
-    background.start(fail)
-    with pytest.raises(OSError, match="disk full"):
-        background.start(lambda: done.append(3))
-    background.wait()
-    assert done == [1, 2]
 
 
 def test_on_a_cpu_numbers_are_there_at_once() -> None:

@@ -1,0 +1,60 @@
+"""A worker that makes no progress ends itself: whoever waits for it, or for whom it waits, would never notice."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Self
+
+from bco_ray.storage.run_journal import RunJournal
+from bco_ray.telemetry import logger
+
+EXIT_CODE = 86
+"""Of a process that the watchdog ended."""
+
+LOOKS_PER_LIMIT = 20
+
+
+class Watchdog:
+    """Inside it, `beat` must be called at least every `limit_seconds`, or the process is ended, its stacks on disk."""
+
+    def __init__(self, run: Path, rank: int, limit_seconds: float) -> None:
+        self._run = run
+        self._rank = rank
+        self._limit = limit_seconds
+        self._beat = time.monotonic()
+        self._doing = "starting"
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def beat(self, doing: str) -> None:
+        """Progress was made; `doing` is what comes next."""
+        self._beat, self._doing = time.monotonic(), doing
+
+    def __enter__(self) -> Self:
+        self._beat = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._limit / LOOKS_PER_LIMIT):
+            if (seconds := time.monotonic() - self._beat) > self._limit:
+                self._end(seconds)
+
+    def _end(self, seconds: float) -> None:
+        stacks = self._run / f"hang-{self._rank}.txt"
+        message = f"worker {self._rank} made no progress for {seconds:.0f} s while {self._doing}; stacks: {stacks}"
+        logger.error("%s", message)
+        RunJournal(self._run).write("worker_hung", rank=self._rank, error=message)
+        try:
+            with stacks.open("w") as file:
+                faulthandler.dump_traceback(file)
+        finally:
+            os._exit(EXIT_CODE)
