@@ -55,12 +55,12 @@ def resolve_spec(path: Path, overrides: list[str]) -> ResolvedJob:
     job = resolve(spec)
     training = job.spec.training
     logger.info(
-        "%s: learning_rate %g, %s, max_tokens_per_micro_batch %s, %d workers",
+        "%s: learning_rate %g, %s, max_tokens_per_micro_batch %s, %s workers",
         job.run_directory.name,
         training.learning_rate,
         training.precision,
         training.max_tokens_per_micro_batch,
-        training.num_workers,
+        " to ".join(map(str, sorted(set(training.workers)))),
     )
     return job
 

@@ -206,14 +206,25 @@ class ZeroSpec(Section):
 
 
 class CheckpointSpec(Section):
-    """A checkpoint every so many optimizer steps (and at the end); older ones beyond `keep` are deleted."""
+    """A checkpoint every so many optimizer steps (and at the end), written while training goes on.
+
+    The newest `keep` stay, and the `keep_best` best by the mean of `best_by` since the checkpoint before. `storage`: a
+    directory or URI for checkpoints alone; none: in the run's directory.
+    """
 
     every_steps: int = Field(default=50, ge=1)
     keep: int = Field(default=2, ge=1)
+    keep_best: int = Field(default=0, ge=0)
+    best_by: Literal["auc", "loss", "rewards/margins", "rewards/accuracies"] = "auc"
+    storage: str | None = None
 
 
 class TrainingSpec(Section):
-    """The optimizer and the gang. `auto`: learning rate from model size and adapter, micro-batch from the machine."""
+    """The optimizer and the gang. `auto`: learning rate from model size and adapter, micro-batch from the machine.
+
+    `num_workers`: a number, or [fewest, most] to train on as many as there is room for. `max_failures`: restarts in a
+    row without a new checkpoint. `hang_seconds` without a step end a worker.
+    """
 
     learning_rate: Positive | Auto = "auto"
     num_train_epochs: int = Field(default=1, ge=1)
@@ -227,11 +238,23 @@ class TrainingSpec(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deepspeed: ZeroSpec = Field(default_factory=ZeroSpec)
     gradient_checkpointing: Literal["auto", True, False] = "auto"
-    num_workers: int = Field(default=2, ge=1)
+    num_workers: Annotated[int, Field(ge=1)] | tuple[PositiveInt, PositiveInt] = 2
     resources_per_worker: dict[str, float] = Field(default_factory=lambda: {"CPU": 1.0})
     max_failures: int = Field(default=2, ge=0)
+    hang_seconds: float = Field(default=1800, ge=1, allow_inf_nan=False)
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
     seed: int = 0
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Fewest and most."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TrainingSpec:
+        if self.workers[0] > self.workers[1]:
+            raise ValueError("num_workers: [fewest, most] must be in that order")
+        return self
 
     @model_validator(mode="after")
     def _said_once(self) -> TrainingSpec:

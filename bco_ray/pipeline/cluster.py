@@ -25,7 +25,7 @@ SHUFFLE_BATCH_BYTES = 16 << 20
 def cluster_for(job: ResolvedJob) -> AbstractContextManager[None]:
     """`cluster` with room for what the job's spec asks for."""
     spec = job.spec
-    workers = max(spec.training.num_workers, spec.scoring.workers[1])
+    workers = max(spec.training.workers[0], spec.scoring.workers[1])
     return cluster(workers=workers, resources_per_worker=spec.training.resources_per_worker)
 
 

@@ -126,7 +126,7 @@ class ResolvedJob:
     def run_identity(self) -> dict[str, object]:
         """Everything that the trained weights depend on, but how many workers compute them."""
         training = self.spec.training.model_dump(
-            exclude={"num_workers", "resources_per_worker", "max_failures", "checkpoint"}
+            exclude={"num_workers", "resources_per_worker", "max_failures", "hang_seconds", "checkpoint"}
         )
         return {
             "scored": self.scored_directory.name,

@@ -25,8 +25,10 @@ from bco_ray.scoring.reference import BY_REFERENCE, ReferenceModel
 from bco_ray.scoring.score import ScoringJob, score
 from bco_ray.scoring.weighing import Weighing
 from bco_ray.storage import files
+from bco_ray.storage.checkpoints import CheckpointStore
 from bco_ray.storage.registry import ModelVersion, Registry
 from bco_ray.storage.scored import ScoredManifest, load_scored
+from bco_ray.storage.stores import open_store
 from bco_ray.telemetry import Phases
 from bco_ray.training.launch import run_training
 from bco_ray.training.metrics import MetricsLog
@@ -109,11 +111,11 @@ def train_job(job: ResolvedJob, phases: Phases) -> None:
             advance(1, 1, "was done already")
             return
         busy = "another process is training this run; wait for it, or stop it and try again."
-        with files.locked(run / ".lock", busy=busy), watching(run / "metrics.jsonl", advance):
+        with files.locked(run / ".lock", busy=busy), watching(run, advance):
             files.write_bytes(run / "spec.resolved.yaml", dump_spec(job.spec).encode())
             run_training(
                 train_setup(job),
-                num_workers=job.spec.training.num_workers,
+                num_workers=job.spec.training.workers,
                 resources_per_worker=job.spec.training.resources_per_worker,
                 max_failures=job.spec.training.max_failures,
             )
@@ -154,10 +156,19 @@ def register_job(job: ResolvedJob, evaluation: dict[str, Any]) -> ModelVersion:
     return Registry(job.storage).register(job.spec.registry_name, job.run_directory / "model", lineage)
 
 
+def checkpoint_storage(job: ResolvedJob) -> str | None:
+    """Where the run's checkpoints are, if not in its own directory: every run has one of its own there too."""
+    place = job.spec.training.checkpoint.storage
+    if place is None:
+        return None
+    place = place if "://" in place else str(Path(place).expanduser().resolve())
+    return f"{place.rstrip('/')}/{job.run_directory.name}"
+
+
 def require_fresh_or_resume(job: ResolvedJob, *, resume: bool) -> None:
     """`bco train` does not silently continue a half-done run. Raises SpecError naming the way out."""
-    checkpoints = job.run_directory / "checkpoints"
-    started = checkpoints.is_dir() and any(files.is_committed(d) for d in checkpoints.iterdir())
+    place = checkpoint_storage(job) or str(job.run_directory / "checkpoints")
+    started = bool(CheckpointStore(open_store(place)).steps())
     if started and not resume and not (job.run_directory / "model").is_dir():
         raise SpecError(
             f"{job.run_directory}: this run was interrupted. Continue it with --resume, or delete that directory "
@@ -204,6 +215,10 @@ def train_setup(job: ResolvedJob) -> TrainSetup:
         trackers=tuple(spec.output.trackers),
         checkpoint_every=training.checkpoint.every_steps,
         checkpoint_keep=training.checkpoint.keep,
+        checkpoint_keep_best=training.checkpoint.keep_best,
+        checkpoint_best=training.checkpoint.best_by,
+        checkpoint_storage=checkpoint_storage(job),
+        hang_seconds=training.hang_seconds,
         seed=training.seed,
         identity={"run": job.run_directory.name},
     )

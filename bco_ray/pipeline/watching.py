@@ -1,4 +1,4 @@
-"""How far a training is, seen from outside: its `metrics.jsonl` as progress, while Ray Train blocks."""
+"""How far a training is, seen from outside while Ray Train blocks: its files as progress, words and `status.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bco_ray.pipeline.status import StatusFile, words_for
 from bco_ray.storage import files
+from bco_ray.storage.run_journal import JournalTail
 from bco_ray.telemetry import Progress, Reporter, console
 from bco_ray.training.metrics import MetricsTail
 
@@ -22,29 +24,52 @@ Row = Mapping[str, Any]
 
 
 @contextmanager
-def watching(metrics: Path, report: Reporter) -> Iterator[None]:
-    """Reports every POLL_SECONDS what worker 0 has written meanwhile, and once more when the body is done."""
+def watching(run: Path, report: Reporter) -> Iterator[None]:
+    """Says every POLL_SECONDS what happened in the run's directory, and once more when the body is done."""
     done = threading.Event()
+    watch = Watch(run, report)
 
-    def watch() -> None:
-        watcher, last_look = Watcher(metrics), False
-        dry_run = metrics.with_name("dry_run.json")
-        told = dry_run.exists()
+    def look_until_done() -> None:
+        last_look = False
         while not last_look:
             last_look = done.wait(POLL_SECONDS)
-            if not told and dry_run.exists():
-                told = True
-                tell_dry_run(files.read_json(dry_run))
-            if watcher.look():
-                report.show(*training_progress(watcher.recent))
+            watch.look()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=look_until_done, daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join(timeout=5)
+
+
+class Watch:
+    """One look after another at a run: what is new is shown, and becomes its status."""
+
+    def __init__(self, run: Path, report: Reporter) -> None:
+        self._report = report
+        self._metrics = Watcher(run / "metrics.jsonl")
+        self._events = JournalTail(run)
+        self._events.read()  # what an earlier command did is its own story
+        self._status = StatusFile(run)
+        self._dry_run = run / "dry_run.json"
+        self._told_dry_run = self._dry_run.exists()
+
+    def look(self) -> None:
+        """Whatever there is."""
+        events = self._events.read()
+        for event in events:
+            if words := words_for(event):
+                console.print(f"  {words}", highlight=False, markup=False, soft_wrap=True)
+        if not self._told_dry_run and self._dry_run.exists():
+            self._told_dry_run = True
+            tell_dry_run(files.read_json(self._dry_run))
+        progressed = self._metrics.look()
+        if progressed:
+            self._report.show(*training_progress(self._metrics.recent))
+        if events or progressed:
+            self._status.update(events, training_progress(self._metrics.recent)[0] if progressed else None)
 
 
 def tell_dry_run(found: Mapping[str, Any]) -> None:

@@ -59,6 +59,20 @@ class RunJournal:
         return self.path.stat().st_size if self.path.is_file() else 0
 
 
+class JournalTail:
+    """What the journal has gained since the last look."""
+
+    def __init__(self, run: Path) -> None:
+        self._journal = RunJournal(run)
+        self._offset = 0
+
+    def read(self) -> list[Event]:
+        """Whole events not seen yet."""
+        data = self._journal.bytes_from(self._offset)
+        self._offset += len(data)
+        return list(_parsed(data))
+
+
 def _parsed(data: bytes) -> Iterator[Event]:
     for line in data.splitlines():
         try:

@@ -24,6 +24,8 @@ from bco_ray.training.engine import Engine
 from bco_ray.training.gang import Gang
 from bco_ray.training.shard_reader import Row
 
+FILE = "dry_run.json"
+
 USABLE = 0.85
 """Of the memory there is."""
 
@@ -45,8 +47,15 @@ class Trial:
 
 def remembered(run: Path) -> int | None:
     """What an earlier attempt of this run found."""
-    path = run / "dry_run.json"
+    path = run / FILE
     return int(json.loads(path.read_text())["max_tokens_per_micro_batch"]) if path.is_file() else None
+
+
+def remember(run: Path, tokens: int) -> None:
+    """Let attempts from here on use another size than was found: it was too much after all."""
+    path = run / FILE
+    found = files.read_json(path) if path.is_file() else {"trials": []}
+    files.write_json(path, {**found, "max_tokens_per_micro_batch": tokens})
 
 
 def find_budget(engine: Engine, gang: Gang, rows: Sequence[Row], *, least: int, run: Path) -> int:
@@ -144,4 +153,4 @@ def _report(trials: Sequence[Trial], best: int, run: Path) -> None:
         )  # fmt: skip
     logger.info("dry run: training.max_tokens_per_micro_batch = %d", best)
     found = {"max_tokens_per_micro_batch": best, "trials": [asdict(trial) for trial in trials]}
-    files.write_json(run / "dry_run.json", found)
+    files.write_json(run / FILE, found)

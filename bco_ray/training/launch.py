@@ -1,81 +1,194 @@
-"""Training on Ray Train: one TorchTrainer around `loop.train`. The only file here that imports ray.
+"""Training on Ray Train: a worker group is one TorchTrainer around `loop.train`. The only file here that imports ray.
 
-Checkpoints are ours, on shared storage, so a worker group that Ray restarts finds the newest one by itself and nothing
-depends on when Ray's controller last polled. The result travels as the train function's return value.
+Checkpoints and retries are ours: Ray's own would know neither whether a failure is worth another try nor how many
+workers there is room for, and its resizes throw away the steps since the last checkpoint. So `fit` gets one failure,
+and `attempts` decides. The result travels as the train function's return value.
 """
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 import uuid
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from bco_ray.errors import BcoError, TrainingError
+from bco_ray.errors import BcoError, StorageError
+from bco_ray.storage.run_journal import RunJournal
 from bco_ray.telemetry import configure_logging
+from bco_ray.training.attempts import Attempts, Failed, Finished, Limits
+from bco_ray.training.failures import Kind, Symptom
 from bco_ray.training.setup import TrainSetup
+
+Resources = dict[str, float]
+
+_RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Exit|Interrupt)): (.*)$", re.MULTILINE)
+_EXIT = re.compile(
+    r"Worker exit (?:type|detail): (.+?)(?= Worker exit detail| Some common causes| There are some|$)", re.M
+)
 
 
 def run_training(
-    setup: TrainSetup, *, num_workers: int, resources_per_worker: dict[str, float], max_failures: int
+    setup: TrainSetup, *, num_workers: tuple[int, int], resources_per_worker: Resources, max_failures: int
 ) -> dict[str, Any]:
     """Train on the connected cluster; blocks until the model is in `<run>/model`. Returns the final loop state.
 
-    Raises TrainingError with the workers' own words if training failed for good.
+    `num_workers`: fewest and most. Raises TrainingError with the first real error if training failed for good.
     """
-    trainer = TorchTrainer(
+    least, most = num_workers
+
+    def start(setup: TrainSetup, workers: int) -> FitGroup:
+        return FitGroup(setup, workers, resources_per_worker, may_shrink=workers > least)
+
+    limits = Limits(least, most, max_failures)
+    return Attempts(setup, limits, start, lambda: room_for(resources_per_worker)).run()
+
+
+def room_for(resources_per_worker: Resources) -> int:
+    """How many more workers the cluster has place for now: no more than fit on its nodes, nor than is free in all."""
+    needed = {name: count for name, count in resources_per_worker.items() if count > 0}
+    free, nodes = ray.available_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return min(_fitting(free, needed), sum(_fitting(node, needed) for node in nodes))
+
+
+def _fitting(there: dict[str, float], needed: Resources) -> int:
+    return int(min(there.get(name, 0) // count for name, count in needed.items())) if needed else 0
+
+
+@dataclass
+class FitGroup:
+    """`fit` in a thread, so that whoever started it can watch, and be interrupted."""
+
+    setup: TrainSetup
+    workers: int
+    resources: Resources
+    may_shrink: bool
+    _ended: list[Finished | Failed | BaseException] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._over = threading.Event()
+        threading.Thread(target=self._fit, daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """See `attempts.Group`. On an event: a thread whose `join` is interrupted may be taken for a dead one."""
+        return self._over.wait(seconds)
+
+    def result(self) -> Finished | Failed:
+        """See `attempts.Group`. Raises what is no failure of the training (no cluster, a refused argument)."""
+        ended = self._ended[0]
+        if isinstance(ended, BaseException):
+            raise ended
+        return ended
+
+    def _fit(self) -> None:
+        try:
+            outcome: dict[str, Any] = _trainer(self).fit().return_value
+        except ray.train.TrainingFailedError as error:
+            self._ended.append(Failed(tuple(_symptoms(error))))
+        except BaseException as error:  # noqa: BLE001  `result` raises it where somebody waits
+            self._ended.append(error)
+        else:
+            self._ended.append(_ended(outcome))
+        finally:
+            self._over.set()
+
+
+def _ended(outcome: dict[str, Any]) -> Finished | Failed:
+    if "refused" in outcome:
+        return Failed((Symptom("", outcome["refused"], kind="refused"),))
+    return Finished(outcome["state"], outcome["stopped"])
+
+
+def _trainer(group: FitGroup) -> TorchTrainer:
+    setup, has_gpu = group.setup, bool(group.resources.get("GPU"))
+    return TorchTrainer(
         _worker,
         train_loop_config=setup.as_dict(),
-        torch_config=TorchConfig(backend="nccl" if resources_per_worker.get("GPU") else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if has_gpu else "gloo", timeout_s=round(setup.hang_seconds)),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers,
-            use_gpu=bool(resources_per_worker.get("GPU")),
-            resources_per_worker=resources_per_worker,
+            num_workers=group.workers, use_gpu=has_gpu, resources_per_worker=group.resources
         ),
         run_config=ray.train.RunConfig(
             name=f"attempt-{int(time.time())}-{uuid.uuid4().hex[:6]}",
             storage_path=str(Path(setup.run).resolve() / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            worker_runtime_env={"env_vars": _worker_environment(setup, resources_per_worker)},
+            failure_config=ray.train.FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0 if group.may_shrink else -1
+            ),
+            worker_runtime_env={"env_vars": _worker_environment(setup, group.resources)},
         ),
     )
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise TrainingError(f"training failed on the workers: {_root_cause(error)}") from error
-    outcome: dict[str, Any] = result.return_value
-    if "fatal" in outcome:
-        raise TrainingError(outcome["fatal"])
-    return outcome
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """On each worker. An error of ours would come back on every retry: it is returned, not raised."""
+    """On each worker. What would come back on every retry is returned, not raised; the rest is written down first."""
     from bco_ray.training.gang import TorchGang
     from bco_ray.training.loop import train
 
     configure_logging()
     if config["device"] == "cuda":
         torch.cuda.set_device(ray.train.torch.get_device())
+    gang, journal = TorchGang(), RunJournal(Path(config["run"]))
+    if gang.rank == 0:
+        journal.write("placed", workers=gang.size)
     try:
-        state = train(TrainSetup.from_dict(config), TorchGang()).state
-    except BcoError as error:
-        return {"fatal": str(error)}
-    return state.as_json()
+        outcome = train(TrainSetup.from_dict(config), gang, notices=(_preempted,))
+    except Exception as error:
+        refused = isinstance(error, BcoError) and not isinstance(error, StorageError)
+        told = {"kind": "refused" if refused else None, "type": type(error).__name__, "error": str(error)[-2000:]}
+        journal.write("worker_failed", rank=gang.rank, **told)
+        if refused:
+            return {"refused": str(error)}
+        raise
+    return {"state": outcome.state.as_json(), "stopped": outcome.stopped}
 
 
-def _worker_environment(setup: TrainSetup, resources: dict[str, float]) -> dict[str, str]:
+def _preempted() -> bool:
+    """Whether a node of the group is being taken away. Ray's public question is a collective; this is what it asks."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def _worker_environment(setup: TrainSetup, resources: Resources) -> dict[str, str]:
     environment = {"OMP_NUM_THREADS": str(setup.threads), "TOKENIZERS_PARALLELISM": "false"}
     return environment if resources.get("GPU") else {**environment, "DS_ACCELERATOR": "cpu"}
 
 
-def _root_cause(error: Exception) -> str:
-    failures = getattr(error, "worker_failures", None) or {}
-    first = next(iter(failures.values()), error)
-    lines = [line for line in str(first).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(first).__name__
+def _symptoms(error: Exception) -> list[Symptom]:
+    """One per worker that failed, else one of the controller's."""
+    if isinstance(error, ray.train.ControllerError):
+        failure = error.controller_failure
+        kind: Kind = "no_room" if type(failure).__name__ == "WorkerGroupStartupTimeoutError" else "lost"
+        return [Symptom(type(failure).__name__, str(failure), kind=kind)]
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return [Symptom(type(error).__name__, str(error), kind="lost")]
+    return [_symptom(rank, failure) for rank, failure in failures.items()]
+
+
+def _symptom(rank: int, failure: Exception) -> Symptom:
+    text = str(failure)
+    if isinstance(failure, ray.exceptions.RayActorError) or _EXIT.search(text):
+        return Symptom("", f"its process is gone: {_exit_of(text)}", rank, time.time(), _kind_of_loss(failure))
+    raised = _RAISED.findall(text)
+    name, message = raised[-1] if raised else (type(failure).__name__, text)
+    return Symptom(name, message, rank, time.time())
+
+
+def _kind_of_loss(failure: Exception) -> Kind:
+    """Ray's own memory monitor says so when it was the one who ended it."""
+    return "out_of_memory" if "OutOfMemory" in f"{type(failure).__name__} {failure}" else "lost"
+
+
+def _exit_of(text: str) -> str:
+    """Ray's own words, without its list of guesses."""
+    details = [found.strip(" .") for found in _EXIT.findall(text)]
+    return ", ".join(details) if details else text.strip().splitlines()[0]

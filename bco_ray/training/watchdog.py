@@ -50,9 +50,9 @@ class Watchdog:
 
     def _end(self, seconds: float) -> None:
         stacks = self._run / f"hang-{self._rank}.txt"
-        message = f"worker {self._rank} made no progress for {seconds:.0f} s while {self._doing}; stacks: {stacks}"
-        logger.error("%s", message)
-        RunJournal(self._run).write("worker_hung", rank=self._rank, error=message)
+        message = f"no progress for {seconds:.0f} s while {self._doing}; stacks: {stacks}"
+        logger.error("worker %d: %s", self._rank, message)
+        RunJournal(self._run).write("worker_failed", rank=self._rank, kind="hung", type="", error=message)
         try:
             with stacks.open("w") as file:
                 faulthandler.dump_traceback(file)
