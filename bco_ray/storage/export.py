@@ -73,7 +73,6 @@ def export(log: FeedbackLog, feedback_dir: Path) -> FeedbackManifest | None:
     None while there has never been a vote. Exporters exclude each other and each may be killed at any point. Raises
     StorageError if the directory's newest manifest knows events that the log does not.
     """
-    feedback_dir.mkdir(parents=True, exist_ok=True)
     with files.locked(feedback_dir / ".export.lock"), reading(log.engine) as connection:
         last = newest_manifest(feedback_dir)
         since, until = last.watermark if last else 0, _last_seq(connection)

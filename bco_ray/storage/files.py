@@ -35,7 +35,7 @@ def local_directory(uri: str) -> Path:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write so that `path` holds all of `data` or what it held before, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -48,9 +48,28 @@ def write_bytes(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+def make_directory(directory: Path) -> None:
+    """Create it and its parents, so that it is still there after a power cut."""
+    if not directory.is_dir():
+        make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+        sync_directory(directory.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames inside `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    _sync(directory)
+
+
+def sync_tree(directory: Path) -> None:
+    """Make everything in and below `directory` durable, as it must be before a rename or a manifest makes it count."""
+    for path in (*directory.rglob("*"), directory):
+        if path.is_file() or path.is_dir():
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -93,6 +112,7 @@ def list_files(directory: Path) -> Iterator[Path]:
 
 def commit_directory(directory: Path, facts: dict[str, Any]) -> None:
     """Write the manifest: `facts` plus name, size and digest of every file. From here on the directory counts."""
+    sync_tree(directory)
     files = {
         str(p.relative_to(directory)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in list_files(directory)
     }
@@ -125,13 +145,22 @@ def clear_directory(directory: Path) -> None:
             path.unlink()
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove the scratch files and directories of killed writers; nobody else may be writing in `directory`."""
+    for path in directory.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 @contextmanager
 def locked(path: Path, *, busy: str | None = None) -> Iterator[None]:
     """Alone in the body among the processes that share the file system; a process that dies lets go.
 
     Waits for its turn, or raises StorageError with the words of `busy` if somebody else is in there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
@@ -144,9 +173,11 @@ def locked(path: Path, *, busy: str | None = None) -> Iterator[None]:
 def new_directory(final: Path) -> Iterator[Path]:
     """A scratch directory beside `final` that becomes `final` if the body succeeds and disappears if it does not."""
     scratch = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
-    scratch.mkdir(parents=True)
+    make_directory(final.parent)
+    scratch.mkdir()
     try:
         yield scratch
+        sync_tree(scratch)
         scratch.rename(final)
         sync_directory(final.parent)
     finally:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from bco_ray.errors import StorageError
 from bco_ray.storage.feedback_log import FeedbackLog
-from bco_ray.storage.tables import ERASED, completions, votes, writing
+from bco_ray.storage.tables import ERASED, completions, the_only_writer, votes, writing
 
 VALUES_PER_QUERY = 500
 """SQLite allows so many parameters and some more."""
@@ -52,7 +52,8 @@ def forget_deleted(log: FeedbackLog) -> None:
 
     Takes as long, and as much free disk, as to copy it; writers wait. Raises StorageError if others are in the way.
     """
-    with contextlib.closing(log.engine.raw_connection()) as connection:  # VACUUM may be in no transaction
+    alone = the_only_writer(str(log.engine.url))
+    with alone, contextlib.closing(log.engine.raw_connection()) as connection:  # VACUUM may be in no transaction
         cursor = connection.cursor()
         try:
             cursor.execute("VACUUM")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ class Registry:
 
         `lineage["run"]` identifies the run: a resumed pipeline that had already registered finds its version again.
         """
-        with files.locked(self.root / name / ".lock"):
+        with self._writing(name):
             for version in self.versions(name):
                 known = self.get(name, version)
                 if lineage.get("run") is not None and known.lineage.get("run") == lineage["run"]:
@@ -97,14 +99,19 @@ class Registry:
         return self.get(name, aliases[alias] if alias else aliases.get("prod", versions[-1]))
 
     def move_alias(self, name: str, alias: str, version: int, *, expected: int | None) -> None:
-        """Point `alias` at `version` if it points at `expected` now (None: unset). Raises ConflictError, ModelError."""
+        """Point `alias` at `version` if it points at `expected` now (None: unset). Raises ConflictError, ModelError.
+
+        The history is written ahead; without the second write the move did not happen.
+        """
         self.get(name, version)
         if not _ALIAS.match(alias):
             raise ModelError(f"{alias!r}: an alias is letters, digits, - and _.")
-        with files.locked(self.root / name / ".lock"):
+        with self._writing(name):
             aliases = self.aliases(name)
             if aliases.get(alias) != expected:
                 raise ConflictError(f"{name}@{alias} is {aliases.get(alias)}, not {expected}: somebody moved it first.")
+            if version == expected:
+                return
             history = [
                 *self.history(name),
                 {"alias": alias, "version": version, "was": expected, "at": int(time.time())},
@@ -113,9 +120,18 @@ class Registry:
             files.write_json(self.root / name / "aliases.json", {**aliases, alias: version})
 
     def history(self, name: str) -> list[dict[str, Any]]:
-        """Every alias move, oldest first."""
-        path = self.root / name / "history.json"
-        return list(files.read_json(path)) if path.is_file() else []
+        """Every alias move, oldest first; not one whose mover died before the alias moved."""
+        path, aliases = self.root / name / "history.json", self.aliases(name)
+        moves: list[dict[str, Any]] = files.read_json(path) if path.is_file() else []
+        happened = not moves or aliases.get(moves[-1]["alias"]) == moves[-1]["version"]
+        return moves if happened else moves[:-1]
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """The one writer of `name`; what killed ones left is gone."""
+        with files.locked(self.root / name / ".lock"):
+            files.remove_leftovers(self.root / name)
+            yield
 
     def _known(self, name: str) -> str:
         if versions := self.versions(name):

@@ -10,6 +10,7 @@ import secrets
 from pathlib import Path
 
 from bco_ray.errors import StorageError
+from bco_ray.storage import files
 
 SALT_FILE = "user-salt"
 SALT_VARIABLE = "BCO_USER_SALT"
@@ -39,18 +40,20 @@ def hash_user(user: str, salt: bytes) -> str:
 
 
 def _kept(path: Path) -> bytes:
-    if path.is_file():
-        return path.read_bytes().strip()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:  # noqa: PTH123
-            file.write(secrets.token_hex(32).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(scratch, path)  # fails if another process was first: then its salt is ours
-    except FileExistsError:
-        pass
-    finally:
-        scratch.unlink(missing_ok=True)
+    if not path.is_file():
+        with files.locked(path.with_name(f".{path.name}.lock")):
+            if not path.is_file():
+                _make(path)
     return path.read_bytes().strip()
+
+
+def _make(path: Path) -> None:
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # a killed maker's: a secret too
+        leftover.unlink()
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with open(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:  # noqa: PTH123
+        file.write(secrets.token_hex(32).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.rename(path)
+    files.sync_directory(path.parent)  # before anything is written with it

@@ -2,14 +2,13 @@
 
 SQLite in WAL mode by default, durable at commit (synchronous=FULL). A write transaction takes the write lock at its
 BEGIN, so writers are serial, also across processes: a check followed by an insert cannot race, and the order of
-`votes.seq` is the order of commits.
+`votes.seq` is the order of commits. Checkpoints are serial with them, by a lock file beside the database.
 """
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from bco_ray.errors import StorageError
+from bco_ray.storage import files
 
 DATABASE = "bco.db"
 BUSY_TIMEOUT_SECONDS = 30
@@ -93,7 +93,7 @@ def open_database(storage: Path, url: str | None = None) -> sa.Engine:
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
-    with _creation_lock(storage), translated(url):
+    with the_only_writer(url), translated(url):  # two at once would both create the tables
         metadata.create_all(engine)
     return engine
 
@@ -108,8 +108,19 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """The one writer; committed and on disk when the block ends, rolled back if it raises."""
-    with translated(str(engine.url)), engine.execution_options(bco_writes=True).begin() as connection:
+    alone = the_only_writer(str(engine.url))
+    with alone, translated(str(engine.url)), engine.execution_options(bco_writes=True).begin() as connection:
         yield connection
+
+
+def the_only_writer(url: str) -> AbstractContextManager[None]:
+    """Held by whoever writes to the database, from before its transaction until after the checkpoint that may follow.
+
+    SQLite's own lock ends with the commit; up to SQLite 3.51.2 a commit of another process during a second checkpoint
+    can be lost (its WAL-reset bug, https://sqlite.org/wal.html). Waiting here is also fairer than in SQLite, whose
+    waiters sleep and try again.
+    """
+    return files.locked(Path(str(sa.make_url(url).database)).with_name(f".{DATABASE}.lock"))
 
 
 @contextmanager
@@ -131,12 +142,3 @@ def _configure(connection: Any, _record: object) -> None:
 def _begin(connection: sa.Connection) -> None:
     writes = connection.get_execution_options().get("bco_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-@contextmanager
-def _creation_lock(storage: Path) -> Iterator[None]:
-    """Two processes that open a new database at once would both create its tables."""
-    storage.mkdir(parents=True, exist_ok=True)
-    with (storage / f".{DATABASE}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -261,7 +261,7 @@ def test_a_storage_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 def test_a_storage_without_a_server_gets_no_database(tmp_path: Path) -> None:
     assert erase(tmp_path, "ann")["votes_in_log"] == 0
     assert {path.name for path in tmp_path.iterdir()} <= {
-        "erasures.jsonl", ".erasures.lock", ".erase.lock", "user-salt"
+        "erasures.jsonl", ".erasures.lock", ".erase.lock", "user-salt", ".user-salt.lock"
     }  # fmt: skip
     assert hash_user("ann", user_salt(tmp_path)) in erased_names(tmp_path)
 

@@ -20,6 +20,7 @@ from bco_ray.storage.feedback_log import (
     Vote,
     new_completion_id,
 )
+from bco_ray.storage.tables import the_only_writer
 
 
 def completion(completion_id: str = "chatcmpl-1", choices: int = 1) -> Completion:
@@ -176,6 +177,17 @@ def test_threads_with_one_key_store_one_vote(log: FeedbackLog) -> None:
         thread.join(timeout=60)
     assert sorted(created for _, created in results) == [False] * 7 + [True]
     assert len({event.id for event, _ in results}) == 1
+
+
+def test_writers_wait_for_each_other_and_readers_for_nobody(log: FeedbackLog) -> None:
+    done = threading.Event()
+    writer = threading.Thread(target=lambda: (log.add_vote(Vote(response_id="chatcmpl-1", label=True)), done.set()))
+    with the_only_writer(str(log.engine.url)):
+        writer.start()
+        assert not done.wait(0.2)
+        assert log.list_votes() == ([], False)
+    writer.join(timeout=60)
+    assert done.is_set()
 
 
 def test_one_open_log_in_two_processes(tmp_path: Path) -> None:

@@ -59,6 +59,34 @@ def test_an_alias_moves_only_from_where_the_mover_saw_it(registry: Registry, mod
     assert [move["version"] for move in registry.history("bot")] == [1, 2]
 
 
+def test_a_move_to_where_it_is_already_is_none(registry: Registry, model: Path) -> None:
+    registry.register("bot", model, {})
+    registry.move_alias("bot", "prod", 1, expected=None)
+    registry.move_alias("bot", "prod", 1, expected=1)
+    assert len(registry.history("bot")) == 1
+
+
+def test_a_move_that_only_the_history_knows_did_not_happen(registry: Registry, model: Path) -> None:
+    for run in "abc":
+        registry.register("bot", model, {"run": run})
+    registry.move_alias("bot", "prod", 1, expected=None)
+    aliases = (registry.root / "bot" / "aliases.json").read_bytes()
+    registry.move_alias("bot", "prod", 2, expected=1)
+    (registry.root / "bot" / "aliases.json").write_bytes(aliases)  # as if killed between the two writes
+    assert [move["version"] for move in registry.history("bot")] == [1]
+    registry.move_alias("bot", "candidate", 3, expected=None)
+    assert [(m["alias"], m["version"]) for m in registry.history("bot")] == [("prod", 1), ("candidate", 3)]
+
+
+def test_leftovers_are_no_versions_and_go_with_the_next_registration(registry: Registry, model: Path) -> None:
+    leftover = registry.root / "bot" / ".1.0123.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "lineage.json").write_text('{"run": "a"}')
+    assert registry.names() == []
+    assert registry.register("bot", model, {"run": "a"}).version == 1
+    assert not leftover.exists()
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [("bot/9", r"bot/9: no such model version.*Versions: 1"), ("bot@prod", "has no alias prod"),
