@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,3 +51,37 @@ def server_port() -> int:
     """Where Ray Serve listens in this session: once started it keeps its port until the cluster goes."""
     with socket.create_server(("127.0.0.1", 0)) as probe:  # the system's own range, beyond what Ray hands to workers
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server's URL: moto's, on loopback, or the one (MinIO, AWS) that BCO_TEST_S3_ENDPOINT names."""
+    if given := os.environ.get("BCO_TEST_S3_ENDPOINT"):
+        yield given
+        return
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_endpoint: str) -> Iterator[str]:
+    """A new bucket's URI, the environment pointing at its server."""
+    import pyarrow.fs
+
+    name = f"bco-test-{uuid.uuid4().hex}"  # a real server remembers earlier runs
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+            patch.delenv(variable, raising=False)
+        patch.setenv("AWS_ACCESS_KEY_ID", os.environ.get("BCO_TEST_S3_KEY", "key"))
+        patch.setenv("AWS_SECRET_ACCESS_KEY", os.environ.get("BCO_TEST_S3_SECRET", "secret"))
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+        scheme, _, host = s3_endpoint.partition("://")
+        pyarrow.fs.S3FileSystem(scheme=scheme, endpoint_override=host, allow_bucket_creation=True).create_dir(name)
+        yield f"s3://{name}"

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from bco_ray.errors import ModelError, SpecError
 from bco_ray.storage import files
+from bco_ray.storage.disk_errors import disk_errors
 
 CausalLM = Any
 """A transformers PreTrainedModel with a language-model head, or a peft model around one."""
@@ -78,8 +79,10 @@ def partitioned(config: Mapping[str, Any]) -> Iterator[None]:
 
 def export_model(lm: CausalLM, directory: Path, state: dict[str, torch.Tensor], tokenizer_from: str | Path) -> None:
     """Write what was trained (whole model or adapter) and its tokenizer as a directory that `from_pretrained` reads."""
-    lm.save_pretrained(directory, state_dict=state, safe_serialization=True)
-    transformers.AutoTokenizer.from_pretrained(str(tokenizer_from)).save_pretrained(directory)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(tokenizer_from))
+    with disk_errors():
+        lm.save_pretrained(directory, state_dict=state, safe_serialization=True)
+        tokenizer.save_pretrained(directory)
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty template; the registry writes the real card
 
 

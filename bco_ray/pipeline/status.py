@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,8 +57,9 @@ _Change = Callable[[RunStatus, Event], dict[str, Any]]
 _CHANGES: dict[str, _Change] = {
     "attempt": lambda s, e: {"state": "starting", "workers": e["workers"], "attempts": s.attempts + 1},
     "waiting": lambda s, e: {"state": "waiting", "waiting_for": _lack(e)},
-    "training": lambda s, e: {"state": "running", "waiting_for": None, "workers": e["workers"], "step": e["step"],
-                              "total_steps": e["total_steps"]},
+    "placed": lambda s, e: {"state": "starting", "waiting_for": None},
+    "training": lambda s, e: {"state": "running", "waiting_for": None, "problem": None, "workers": e["workers"],
+                              "step": e["step"], "total_steps": e["total_steps"]},
     "checkpoint": lambda s, e: {"checkpoint_step": e["step"], "problem": None},
     "checkpoint_failed": lambda s, e: {"problem": _words_for_checkpoint(e)},
     "checkpoint_missing": lambda s, e: {"problem": f"checkpoint {e['step']} could not be written in time"},
@@ -85,11 +86,8 @@ _WORDS: dict[str, Callable[[Event], str]] = {
     "stopped": lambda e: "checkpoint made",
 }
 
-
-def words_for(event: Event) -> str:
-    """What a person is told of it; nothing if it is what one would expect."""
-    words = _WORDS.get(event["event"])
-    return words(event) if words else ""
+_TROUBLES = frozenset({"checkpoint_failed", "checkpoints_unreadable", "checkpoint_missing", "export_failed"})
+"""What is told again and again while it lasts."""
 
 
 def _lack(event: Event) -> str:
@@ -105,16 +103,30 @@ class StatusFile:
 
     def __init__(self, run: Path) -> None:
         self.path = run / "status.json"
-        self._status = RunStatus()
+        self.status = RunStatus()
 
-    def update(self, events: Iterable[Event], progress: Progress | None) -> None:
-        """Write it down; a disk that is full is no reason to stop watching."""
-        for event in events:
-            self._status = self._status.after(event)
+    def words_for(self, event: Event) -> str:
+        """What a person is told of an event, before it is added: nothing if it is what one would expect.
+
+        A trouble that lasts is told once, and its end.
+        """
+        kind, problem = event["event"], self.status.problem
+        if kind == "checkpoint" and problem:
+            return f"checkpoint {event['step']} is written: no trouble any more"
+        if kind not in _WORDS or (kind in _TROUBLES and problem):
+            return ""
+        return _WORDS[kind](event)
+
+    def add(self, event: Event) -> None:
+        """It happened."""
+        self.status = self.status.after(event)
+
+    def write(self, progress: Progress | None) -> None:
+        """Write it down, with steps done if there are new ones; a disk that is full is no reason to stop watching."""
         if progress is not None:
-            self._status = self._status.at(progress)
-        self._status = self._status.model_copy(update={"updated_at": round(time.time(), 3)})
+            self.status = self.status.at(progress)
+        self.status = self.status.model_copy(update={"updated_at": round(time.time(), 3)})
         try:
-            files.write_json(self.path, self._status.model_dump())
+            files.write_json(self.path, self.status.model_dump())
         except OSError as error:
             logger.debug("%s: cannot be written: %s", self.path, error)

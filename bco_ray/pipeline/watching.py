@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bco_ray.pipeline.status import StatusFile, words_for
+from bco_ray.pipeline.status import StatusFile
 from bco_ray.storage import files
 from bco_ray.storage.run_journal import JournalTail
 from bco_ray.telemetry import Progress, Reporter, console
@@ -60,8 +60,9 @@ class Watch:
         """Whatever there is."""
         events = self._events.read()
         for event in events:
-            if words := words_for(event):
+            if words := self._status.words_for(event):
                 console.print(f"  {words}", highlight=False, markup=False, soft_wrap=True)
+            self._status.add(event)
         if not self._told_dry_run and self._dry_run.exists():
             self._told_dry_run = True
             tell_dry_run(files.read_json(self._dry_run))
@@ -69,7 +70,7 @@ class Watch:
         if progressed:
             self._report.show(*training_progress(self._metrics.recent))
         if events or progressed:
-            self._status.update(events, training_progress(self._metrics.recent)[0] if progressed else None)
+            self._status.write(training_progress(self._metrics.recent)[0] if progressed else None)
 
 
 def tell_dry_run(found: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from bco_ray.storage import files
 from bco_ray.storage.stores import FileFact, Store, Write, put_bytes
 
 _MANIFEST = re.compile(rf"(\d+)/{re.escape(files.MANIFEST)}")
-_OF_ATTEMPT = re.compile(r"a(\d+)-")
+_OF_ATTEMPT = re.compile(r"\d+/\.?a(\d+)-")
+_DAMAGED = ".damaged"
+_OF_STEP = re.compile(r"(\d+)/")
 
 
 class DamagedError(StorageError):
@@ -47,10 +49,10 @@ class _Sealed(BaseModel):
         """Raises DamagedError naming the file."""
         try:
             body = json.loads(data)
-            if body.pop("seal") != _seal(body):
+            if not isinstance(body, dict) or body.pop("seal") != _seal(body):
                 raise ValueError("its seal is broken")
             return cls.model_validate(body)
-        except (ValueError, KeyError, AttributeError, ValidationError) as error:
+        except (ValueError, KeyError, ValidationError) as error:
             raise DamagedError(f"{name}: damaged ({error}).") from None
 
 
@@ -156,28 +158,42 @@ class CheckpointStore:
         return [Mark.from_bytes(self.store.get(place.mark), place.mark) for place in places]
 
     def commit(self, manifest: CheckpointManifest) -> None:
-        """From here on it counts. What earlier attempts left at this step goes."""
+        """From here on it counts. What earlier attempts left at this step goes, if only with the whole of it later."""
         put_bytes(self.store, _manifest_name(manifest.step), manifest.to_bytes())
-        for name in self.store.sizes(f"{manifest.step:08d}"):
-            attempt = _OF_ATTEMPT.match(name.partition("/")[2].lstrip("."))
-            if attempt and int(attempt[1]) < manifest.attempt:
+        with suppress(OSError):
+            for name in self.store.sizes(f"{manifest.step:08d}"):
+                attempt = _attempt_of(name)
+                if attempt is not None and attempt < manifest.attempt:
+                    self.store.delete(name)
+
+    def sweep(self, step: int, attempt: int) -> None:
+        """Delete what no attempt up to this one committed below `step`: what was given up, or died while it wrote."""
+        names = self.store.sizes()
+        kept = {
+            _step_of(name) for name in names if name.partition("/")[2] in (files.MANIFEST, files.MANIFEST + _DAMAGED)
+        }
+        for name in names:
+            below = -1 < _step_of(name) < step
+            if below and _step_of(name) not in kept and (_attempt_of(name) or 0) <= attempt:
                 self.store.delete(name)
 
     @contextmanager
     def verified(self, manifest: CheckpointManifest, name: str) -> Iterator[Path]:
         """A shard as a local file. Raises DamagedError if it is not what the manifest says."""
-        try:
-            with self.store.local(name) as path:
-                if FileFact.of(path) != manifest.files[name]:
-                    raise DamagedError(f"{name}: not what {files.MANIFEST} says.")
-                yield path
-        except FileNotFoundError:
-            raise DamagedError(f"{name}: missing, but {files.MANIFEST} names it.") from None
+        with ExitStack() as opened:
+            try:
+                path = opened.enter_context(self.store.local(name))
+                fact = FileFact.of(path)
+            except FileNotFoundError:
+                raise DamagedError(f"{name}: missing, but {files.MANIFEST} names it.") from None
+            if fact != manifest.files[name]:
+                raise DamagedError(f"{name}: not what {files.MANIFEST} says.")
+            yield path
 
     def set_aside(self, step: int) -> None:
         """Take the commit mark off a damaged one, so that it is neither loaded nor counted among those to keep."""
         name = _manifest_name(step)
-        put_bytes(self.store, f"{name}.damaged", self.store.get(name))
+        put_bytes(self.store, f"{name}{_DAMAGED}", self.store.get(name))
         self.store.delete(name)
 
     def discard(self, step: int) -> None:
@@ -200,3 +216,15 @@ class CheckpointStore:
 
 def _manifest_name(step: int) -> str:
     return f"{step:08d}/{files.MANIFEST}"
+
+
+def _step_of(name: str) -> int:
+    """-1: this is no file of a checkpoint."""
+    found = _OF_STEP.match(name)
+    return int(found[1]) if found else -1
+
+
+def _attempt_of(name: str) -> int | None:
+    """Of a worker's files, and of what it was still writing."""
+    found = _OF_ATTEMPT.match(name)
+    return int(found[1]) if found else None

@@ -16,6 +16,9 @@ from bco_ray.telemetry import logger
 
 JOURNAL = "events.jsonl"
 
+_BEGIN = b'{"at": '
+"""Of every line, and of nothing inside one: quotes in a text are escaped."""
+
 Event = dict[str, Any]
 """`at` (unix seconds), `event` (its kind), and facts of that kind."""
 
@@ -40,16 +43,16 @@ class RunJournal:
             logger.warning("%s: cannot be written (%s): %s", self.path, error.strerror, line.rstrip())
 
     def read(self, *, since: int = 0) -> list[Event]:
-        """All whole events from byte `since` on; lines that a full disk tore are passed over."""
+        """All whole events from byte `since` on; lines that a full disk tore are passed over. Never raises OSError."""
         return list(_parsed(self.bytes_from(since)))
 
     def bytes_from(self, offset: int) -> bytes:
-        """What was written behind `offset`, up to the last end of a line."""
+        """What was written behind `offset`, up to the last end of a line; nothing while it cannot be read."""
         try:
             with self.path.open("rb") as file:
                 file.seek(offset)
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:
             return b""
         return data[: data.rfind(b"\n") + 1]
 
@@ -76,7 +79,7 @@ class JournalTail:
 def _parsed(data: bytes) -> Iterator[Event]:
     for line in data.splitlines():
         try:
-            event = json.loads(line)
+            event = json.loads(line[max(0, line.rfind(_BEGIN)) :])  # a torn line has no end: the next follows at once
         except ValueError:
             continue
         if isinstance(event, dict) and "event" in event:

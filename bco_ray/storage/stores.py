@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -106,15 +106,17 @@ class DirectoryStore:
     def sizes(self, directory: str = "") -> dict[str, int]:
         found = {}
         for path in (self.root / directory).rglob("*"):
-            if path.is_file():
-                found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+            with suppress(FileNotFoundError):  # renamed by its writer since it was listed
+                if not path.is_dir():
+                    found[path.relative_to(self.root).as_posix()] = path.stat().st_size
         return found
 
     def delete(self, name: str) -> None:
         path = self.root / name
         path.unlink(missing_ok=True)
-        if path.parent != self.root and path.parent.is_dir() and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        with suppress(OSError):  # not empty, or gone
+            if path.parent != self.root:
+                path.parent.rmdir()
 
 
 class ObjectStore:

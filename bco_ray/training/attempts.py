@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,15 +15,23 @@ from typing import Any, Protocol
 from bco_ray.errors import TrainingError
 from bco_ray.storage.run_journal import Event, RunJournal
 from bco_ray.training import dry_run, stopping
-from bco_ray.training.failures import Cause, GiveUp, Retry, Situation, Symptom, cause_of, decide, size_for
+from bco_ray.training.failures import (
+    RETRY_SECONDS,
+    Cause,
+    GiveUp,
+    Retry,
+    Situation,
+    Symptom,
+    cause_of,
+    decide,
+    silent,
+    size_for,
+)
 from bco_ray.training.setup import TrainSetup
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 120
 """How long a clean stop may take after Ctrl-C or SIGTERM; a second one does not wait."""
-
-WAITING_AFTER_SECONDS = 15
-"""A group that has no place by then is said to be waiting."""
 
 FEWEST_PARTS = 4
 """Micro-batches are halved down to this part of the longest row there may be."""
@@ -60,7 +69,7 @@ class Limits:
     least: int
     most: int
     max_failures: int
-    resize_seconds: float = 60.0
+    resize_seconds: float
 
 
 class Attempts:
@@ -94,6 +103,7 @@ class Attempts:
             began = self._journal.size
             stopping.withdraw(self._run)
             self._journal.write("attempt", workers=workers)
+            self._say_if_waiting(workers)
             ended = self._see_through(self._start(self._setup, workers), workers, began)
             if isinstance(ended, Finished) and not ended.stopped:
                 self._journal.write("finished")
@@ -104,30 +114,27 @@ class Attempts:
                 workers = self._after_failure(ended, workers, began)
 
     def _see_through(self, group: Group, workers: int, began: int) -> Finished | Failed:
-        started, looked, told = time.monotonic(), time.monotonic(), False
+        look_at = time.monotonic() + self._limits.resize_seconds
         try:
             while not group.wait(POLL_SECONDS):
-                now = time.monotonic()
-                if not told and now - started > WAITING_AFTER_SECONDS:
-                    told = True
-                    self._say_if_waiting(workers, began)
-                if workers < self._limits.most and now - looked > self._limits.resize_seconds:
-                    looked = now
+                if workers < self._limits.most and time.monotonic() > look_at:
+                    look_at = time.monotonic() + self._limits.resize_seconds
                     self._grow_if_possible(workers, began)
         except KeyboardInterrupt:
             self._stop_cleanly(group, began)
             raise
         return group.result()
 
-    def _say_if_waiting(self, workers: int, began: int) -> None:
-        if not self._has(began, "placed"):
-            self._journal.write("waiting", workers=workers, room=self._room())
+    def _say_if_waiting(self, workers: int) -> None:
+        if (room := self._room()) < workers:
+            self._journal.write("waiting", workers=workers, room=room)
 
     def _grow_if_possible(self, workers: int, began: int) -> None:
         """A larger group starts where this one stopped, so that nothing is computed twice."""
         if self._has(began, "training") and (more := self._room()) > 0:
-            self._journal.write("growing", workers=workers, room=workers + more)
-            stopping.ask_to_stop(self._run, "growing")
+            with suppress(OSError):  # a full disk: another time
+                stopping.ask_to_stop(self._run, "growing")
+                self._journal.write("growing", workers=workers, room=workers + more)
 
     def _stop_cleanly(self, group: Group, began: int) -> None:
         """If there is anything to save. Another KeyboardInterrupt ends the waiting."""
@@ -143,15 +150,18 @@ class Attempts:
         return any(event["event"] == kind for event in self._journal.read(since=began))
 
     def _after_stop(self, workers: int) -> int:
-        """Nobody failed: the cluster gives or takes."""
+        """Nobody failed: the cluster gives or takes. It takes a moment to count what was given back."""
         self._in_a_row, self._last = 0, None
+        self._pause(RETRY_SECONDS)
         return size_for(self._situation(workers, Cause("lost", "")))
 
     def _after_failure(self, failed: Failed, workers: int, began: int) -> int:
         events = self._journal.read(since=began)
-        cause = cause_of([*_from_workers(events), *failed.symptoms])
+        symptoms = [*_from_workers(events), *failed.symptoms]
+        hosts = {event["rank"]: event["host"] for event in events if event["event"] == "placed"}
+        cause = cause_of([*symptoms, *silent(symptoms, hosts)])
         progressed = any(event["event"] == "checkpoint" for event in events)
-        self._in_a_row = 1 if progressed else self._in_a_row + 1
+        self._in_a_row = (0 if progressed else self._in_a_row) + (cause.kind != "no_room")
         decision = decide(cause, self._situation(workers, cause))
         self._last = cause
         if isinstance(decision, GiveUp):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from bco_ray.errors import StorageError, TrainingError
 from bco_ray.objective import RewardShift
-from bco_ray.storage.checkpoints import CheckpointManifest, CheckpointStore, DamagedError, Keep, Place
+from bco_ray.storage.checkpoints import CheckpointManifest, CheckpointStore, DamagedError, Keep, Mark, Place
+from bco_ray.storage.disk_errors import disk_errors
 from bco_ray.storage.run_journal import RunJournal
 from bco_ray.telemetry import logger
 from bco_ray.training.attempt import Attempt
@@ -30,7 +32,10 @@ from bco_ray.training.gang import Gang
 
 T = TypeVar("T")
 
-MARK_POLL_SECONDS = 0.1
+POLL_SECONDS = 0.1
+GIVING_UP_SECONDS = 1.0
+"""How long a step waits for a try that fails slowly, before it goes on without a checkpoint."""
+
 PATIENCE_SECONDS = 300
 """How long the end of a training waits for its last checkpoint, and a start for storage that cannot be read."""
 
@@ -99,22 +104,27 @@ class Checkpoints:
         self._backoff = backoff
         self._patience = patience_seconds
         self._writing = Persistent(backoff, self._trouble)
+        self._waiting = False
+        """For the other workers' marks."""
         self._step = 0
 
-    def save(self, engine: Engine, state: LoopState, metrics: dict[str, float], *, must: bool = False) -> bool:
+    def save(
+        self,
+        engine: Engine,
+        state: LoopState,
+        metrics: dict[str, float],
+        *,
+        must: bool = False,
+        alive: Callable[[], object] = lambda: None,
+    ) -> bool:
         """Collective: copies the state and returns while it is being written; whether it is.
 
         While a worker is still busy with the one before, and it is not `must`, there is none this time: training does
-        not wait. One whose writing fails is given up for this newer one.
+        not wait. One whose writing fails is given up for this newer one. `alive` is called while it waits.
         """
-        if must and self._writing.state == "working":
-            self._writing.wait(self._patience)
-        busy = self._writing.state == "working" or not self._writing.abandon(1.0)
-        if self._gang.sum(torch.tensor(int(busy))) > 0:
+        if not self._may_begin(self._patience if must else 0, alive):
             if self._gang.rank == 0:
-                self._journal.write(
-                    "checkpoint_skipped", step=state.next_step, because=f"{self._step} is being written"
-                )
+                self._journal.write("checkpoint_skipped", step=state.next_step, being_written=self._step)
             return False
         tensors = host_copy(engine.fragments(), _random_states())
         self._step = state.next_step
@@ -122,9 +132,31 @@ class Checkpoints:
         self._writing.start(partial(self._write, place, tensors, engine.layout, state, metrics))
         return True
 
-    def wait(self) -> bool:
-        """Whether the newest checkpoint counts after at most PATIENCE_SECONDS. Raises what its writing died of."""
-        return self._writing.wait(self._patience)
+    def _may_begin(self, patience_seconds: float, alive: Callable[[], object]) -> bool:
+        """Collective: whether none is being written any more, or could be given up because a worker cannot write it.
+
+        All workers give up together, or one would wait for ever for the mark of another.
+        """
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            state, over = self._writing.state, time.monotonic() >= deadline
+            mine = [state == "failing", state == "working" and not self._waiting, state == "working", over]
+            failing, writing, unfinished, impatient = self._gang.sum(torch.tensor(mine).int()).tolist()
+            if not writing and (failing or not unfinished):
+                break
+            if impatient:
+                return False
+            alive()
+            time.sleep(POLL_SECONDS)
+        ended = self._writing.abandon(GIVING_UP_SECONDS)
+        return int(self._gang.sum(torch.tensor(int(ended)))) == self._gang.size
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether the newest checkpoint counts after at most so long, None: as long as one has patience.
+
+        Raises what its writing died of.
+        """
+        return self._writing.wait(self._patience if seconds is None else seconds)
 
     def load_latest(self, engine: Engine) -> LoopState | None:
         """Collective: the newest whole checkpoint goes into `engine`. None if there is none.
@@ -149,13 +181,13 @@ class Checkpoints:
         abandoned: Abandoned,
     ) -> None:
         began = time.time()
-        self._store.put_shard(place, partial(save_file, tensors))
-        if place.rank > 0:
+        if place.rank == 0:
+            self._attempt.require_newest()
+            self._store.sweep(place.step, place.attempt)
+        self._store.put_shard(place, partial(_save, tensors))
+        marks = self._all_marks(place, abandoned) if place.rank == 0 else None
+        if marks is None:
             return
-        while (marks := self._store.marks(place.step, place.attempt, place.workers)) is None:
-            if abandoned():
-                return
-            time.sleep(MARK_POLL_SECONDS)
         self._attempt.require_newest()
         self._store.commit(
             CheckpointManifest(
@@ -171,8 +203,25 @@ class Checkpoints:
                 files={mark.file: mark.fact for mark in marks},
             )
         )
-        gone = self._store.retain(self._keep)
+        gone = self._retain()
         self._journal.write("checkpoint", step=place.step, seconds=round(time.time() - began, 3), deleted=gone)
+
+    def _all_marks(self, place: Place, abandoned: Abandoned) -> list[Mark] | None:
+        self._waiting = True
+        try:
+            while (marks := self._store.marks(place.step, place.attempt, place.workers)) is None and not abandoned():
+                time.sleep(POLL_SECONDS)
+            return marks
+        finally:
+            self._waiting = False
+
+    def _retain(self) -> list[int]:
+        """Steps that went. The new one counts whether or not an old one can be deleted; the next one tries again."""
+        try:
+            return self._store.retain(self._keep)
+        except OSError as error:
+            logger.warning("old checkpoints cannot be deleted: %s", error)
+            return []
 
     def _trouble(self, error: Exception, seconds: float) -> None:
         logger.warning("checkpoint %d: %s; training goes on, tried again in %.0f s", self._step, error, seconds)
@@ -213,7 +262,7 @@ class Checkpoints:
         if worst >= -_UNREADABLE:
             raise StorageError(f"checkpoint {step} cannot be read; the workers' logs say why.")
         if worst and self._gang.rank == 0:
-            self._store.set_aside(step)
+            self._patiently(partial(self._store.set_aside, step))
         self._gang.barrier()
         return None if worst else found
 
@@ -248,6 +297,11 @@ class Checkpoints:
                     f"checkpoint {manifest.step}: made with {key} = {found}, this run has {wanted}. "
                     "Continue with the old value, or start a new run under another name."
                 )
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    with disk_errors():
+        save_file(tensors, path)
 
 
 def _random_states() -> dict[str, Tensor]:

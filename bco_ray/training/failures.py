@@ -7,7 +7,7 @@ cause out of the noise; `decide` says whether, when and how large to try again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,10 +25,13 @@ _CONNECTION = re.compile(
     re.IGNORECASE,
 )
 _MEMORY = re.compile(
-    r"out of memory|can't allocate memory|cannot allocate memory|OutOfMemory|MemoryError", re.IGNORECASE
+    r"out of memory|can't allocate memory|cannot allocate memory|OutOfMemory|MemoryError|_ALLOC_FAILED", re.IGNORECASE
 )
 _LOST = re.compile(r"ActorDied|ActorUnavailable|RayActorError|NodeDied|WorkerCrashed|OwnerDied|preempt", re.IGNORECASE)
-_STORAGE_ERRORS = frozenset({"OSError", "StorageError", "DamagedError", "IOError", "FileNotFoundError"})
+_OWN_STORAGE_ERRORS = frozenset({"StorageError", "DamagedError"})
+"""Whatever they quote: an object store may time out, too."""
+
+_STORAGE_ERRORS = frozenset({"OSError", "IOError", "FileNotFoundError"})
 
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 120.0
@@ -92,6 +95,8 @@ def kind_of(symptom: Symptom) -> Kind:
     """What sort of failure that is. A library's own name for a lost peer outweighs the class it is wrapped in."""
     if symptom.kind is not None:
         return symptom.kind
+    if symptom.type in _OWN_STORAGE_ERRORS:
+        return "storage"
     text = f"{symptom.type}: {symptom.message}"
     if _MEMORY.search(text):
         return "out_of_memory"
@@ -100,6 +105,19 @@ def kind_of(symptom: Symptom) -> Kind:
     if symptom.type in _STORAGE_ERRORS and not _CONNECTION.search(text):
         return "storage"
     return "connection" if _CONNECTION.search(text) else "error"
+
+
+def silent(symptoms: Iterable[Symptom], hosts: Mapping[int, str]) -> list[Symptom]:
+    """Where all that is known are lost connections: the workers that did not even say that are the ones that are gone.
+
+    `hosts`: where the workers of the group were, by rank.
+    """
+    known = list(symptoms)
+    told = {symptom.rank for symptom in known}
+    gone = sorted(hosts.keys() - told)
+    if not gone or any(kind_of(symptom) != "connection" for symptom in known):
+        return []
+    return [Symptom("", f"its process or its node ({hosts[rank]}) is gone", rank, kind="lost") for rank in gone]
 
 
 def cause_of(symptoms: Iterable[Symptom]) -> Cause:
@@ -139,7 +157,7 @@ def size_for(now: Situation) -> int:
 
 
 def _line(symptom: Symptom) -> str:
-    """The last line that says something, with the class if it is not in it."""
-    lines: Sequence[str] = [line.strip() for line in symptom.message.strip().splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    return last if symptom.type in last or not symptom.type else f"{symptom.type}: {last}".rstrip(": ")
+    """The first line, with the class if it is not in it: advice follows. A traceback says what happened last."""
+    lines: Sequence[str] = [line.strip() for line in symptom.message.splitlines() if line.strip()] or [""]
+    said = lines[-1 if "Traceback (most recent call last)" in symptom.message else 0]
+    return said if symptom.type in said or not symptom.type else f"{symptom.type}: {said}".rstrip(": ")

@@ -8,6 +8,7 @@ and `attempts` decides. The result travels as the train function's return value.
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 import uuid
@@ -24,11 +25,16 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from bco_ray.errors import BcoError, StorageError
 from bco_ray.storage.run_journal import RunJournal
 from bco_ray.telemetry import configure_logging
+from bco_ray.training.attempt import StaleAttemptError
 from bco_ray.training.attempts import Attempts, Failed, Finished, Limits
 from bco_ray.training.failures import Kind, Symptom
 from bco_ray.training.setup import TrainSetup
+from bco_ray.training.stopping import stop_on_sigterm
 
 Resources = dict[str, float]
+
+RESIZE_SECONDS = 60.0
+"""How often an elastic run looks for more room."""
 
 _RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Exit|Interrupt)): (.*)$", re.MULTILINE)
 _EXIT = re.compile(
@@ -48,7 +54,7 @@ def run_training(
     def start(setup: TrainSetup, workers: int) -> FitGroup:
         return FitGroup(setup, workers, resources_per_worker, may_shrink=workers > least)
 
-    limits = Limits(least, most, max_failures)
+    limits = Limits(least, most, max_failures, RESIZE_SECONDS)
     return Attempts(setup, limits, start, lambda: room_for(resources_per_worker)).run()
 
 
@@ -112,7 +118,7 @@ def _trainer(group: FitGroup) -> TorchTrainer:
     return TorchTrainer(
         _worker,
         train_loop_config=setup.as_dict(),
-        torch_config=TorchConfig(backend="nccl" if has_gpu else "gloo", timeout_s=round(setup.hang_seconds)),
+        torch_config=_Torch(backend="nccl" if has_gpu else "gloo", timeout_s=round(setup.hang_seconds)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=group.workers, use_gpu=has_gpu, resources_per_worker=group.resources
         ),
@@ -127,6 +133,21 @@ def _trainer(group: FitGroup) -> TorchTrainer:
     )
 
 
+class _TorchBackend(ray.train.torch.config._TorchBackend):  # type: ignore[misc]
+    """Ray's own, and SIGTERM means a checkpoint: its handler can only be set where a worker's actor runs its tasks."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Ray's hook."""
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(stop_on_sigterm)
+
+
+class _Torch(TorchConfig):  # type: ignore[misc]
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _TorchBackend
+
+
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """On each worker. What would come back on every retry is returned, not raised; the rest is written down first."""
     from bco_ray.training.gang import TorchGang
@@ -136,13 +157,14 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     if config["device"] == "cuda":
         torch.cuda.set_device(ray.train.torch.get_device())
     gang, journal = TorchGang(), RunJournal(Path(config["run"]))
-    if gang.rank == 0:
-        journal.write("placed", workers=gang.size)
+    journal.write("placed", rank=gang.rank, workers=gang.size, host=socket.gethostname())
     try:
         outcome = train(TrainSetup.from_dict(config), gang, notices=(_preempted,))
+    except StaleAttemptError:  # what is written down is the later attempt's
+        raise
     except Exception as error:
         refused = isinstance(error, BcoError) and not isinstance(error, StorageError)
-        told = {"kind": "refused" if refused else None, "type": type(error).__name__, "error": str(error)[-2000:]}
+        told = {"kind": "refused" if refused else None, "type": type(error).__name__, "error": str(error)[:2000]}
         journal.write("worker_failed", rank=gang.rank, **told)
         if refused:
             return {"refused": str(error)}

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,6 +37,9 @@ from bco_ray.training.trackers import tracking
 from bco_ray.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_A_ROW = 10
+
+AFTER_EXPORT_SECONDS = 30
+"""How long a last checkpoint is waited for that nobody needs any more."""
 
 JUDGED_BY = ("loss", "auc", "rewards/margins", "rewards/accuracies")
 """Metrics whose means a checkpoint carries, so that the best ones can be kept."""
@@ -83,6 +87,7 @@ def train(
         outcome = _Loop(run, state, stop).run(after_step)
         if not outcome.stopped:
             _finish(run, outcome.state)
+        _settle_checkpoint(run, outcome)
     return outcome
 
 
@@ -117,20 +122,13 @@ class _Loop:
                 stopped = self._asked and not last
                 if last or stopped or done % setup.checkpoint_every == 0:
                     dog.beat(f"copying checkpoint {done}")
-                    self._checkpoint(must=last or stopped)
+                    alive = partial(dog.beat, f"waiting for storage at step {done}")
+                    self._checkpoint(must=last or stopped, alive=alive)
                 if after_step:
                     after_step(window.plan.step)
                 if stopped:
                     break
-        self._settle_checkpoint()
         return Outcome(self._state, stopped)
-
-    def _settle_checkpoint(self) -> None:
-        """All workers go on when the last checkpoint counts, or has been waited for long enough."""
-        if not self._run.checkpoints.wait():
-            self._run.journal.write("checkpoint_missing", step=self._state.next_step, rank=self._run.gang.rank)
-            logger.error("checkpoint %d could not be written in time", self._state.next_step)
-        self._run.gang.barrier()
 
     def _windows(self) -> Iterator[WindowBatches]:
         run, pin = self._run, self._run.trainee.engine.device.type == "cuda"
@@ -177,12 +175,12 @@ class _Loop:
             if row.get(name) is not None:
                 self._since_checkpoint[name].append(row[name])
 
-    def _checkpoint(self, *, must: bool) -> None:
+    def _checkpoint(self, *, must: bool, alive: Callable[[], None]) -> None:
         launched, self._launched = self._launched, None
         self._read(launched)
         self._state = self._state.with_shift(self._shift.value())
         means = {name: fmean(values) for name, values in self._since_checkpoint.items()}
-        if self._run.checkpoints.save(self._run.trainee.engine, self._state, means, must=must):
+        if self._run.checkpoints.save(self._run.trainee.engine, self._state, means, must=must, alive=alive):
             self._since_checkpoint.clear()
 
     def _metrics_row(self, launched: _Launched, numbers: StepNumbers) -> dict[str, Any]:
@@ -212,6 +210,16 @@ def _finish(run: Run, state: LoopState) -> None:
             _write_model(run, state, dict(exported))
 
         insist(write, Backoff(), seconds=PATIENCE_SECONDS, on_failure=lambda *trouble: _cannot_export(run, *trouble))
+    run.gang.barrier()
+
+
+def _settle_checkpoint(run: Run, outcome: Outcome) -> None:
+    """All workers leave when the last checkpoint counts, or has been waited for long enough: with the model there, not
+    so long.
+    """
+    if not run.checkpoints.wait(None if outcome.stopped else AFTER_EXPORT_SECONDS):
+        run.journal.write("checkpoint_missing", step=outcome.state.next_step, rank=run.gang.rank)
+        logger.error("checkpoint %d could not be written in time", outcome.state.next_step)
     run.gang.barrier()
 
 

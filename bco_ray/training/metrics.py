@@ -84,17 +84,22 @@ def _auc(numbers: StepNumbers, totals: WindowTotals) -> float | None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one object per step, in step order, each step once. A disk that is full delays its lines."""
+    """`metrics.jsonl`: one object per step, in step order, each step once. A disk that is full delays its lines.
+
+    Whoever truncates it replaces it; a process that wrote to the one before was given up for dead and writes no more.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._unwritten = ""
         self._good_bytes: int | None = None
+        self._file_id: int | None = None
 
     def truncate(self, next_step: int) -> None:
         """Forget steps from `next_step` on: a resumed run is about to do them again. A torn last line goes too."""
         kept = [row for row in self.read() if row["step"] < next_step]
         files.write_bytes(self.path, "".join(_line(row) for row in kept).encode())
+        self._good_bytes, self._file_id = None, None
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one step; numbers that are not finite become null."""
@@ -109,7 +114,11 @@ class MetricsLog:
     def _write(self) -> None:
         """What a write that failed left behind half goes first."""
         with self.path.open("ab") as file:
-            size = file.tell()
+            size, file_id = file.tell(), os.fstat(file.fileno()).st_ino
+            if self._file_id not in (None, file_id):
+                self._unwritten = ""
+                return
+            self._file_id = file_id
             if self._good_bytes is not None and size > self._good_bytes:
                 file.truncate(self._good_bytes)
                 size = self._good_bytes

@@ -16,6 +16,8 @@ EXIT_CODE = 86
 """Of a process that the watchdog ended."""
 
 LOOKS_PER_LIMIT = 20
+LAST_WORDS_SECONDS = 30
+"""For writing down what happened: storage that hangs may be what the process hung on."""
 
 
 class Watchdog:
@@ -51,6 +53,7 @@ class Watchdog:
     def _end(self, seconds: float) -> None:
         stacks = self._run / f"hang-{self._rank}.txt"
         message = f"no progress for {seconds:.0f} s while {self._doing}; stacks: {stacks}"
+        _end_in_any_case()
         logger.error("worker %d: %s", self._rank, message)
         RunJournal(self._run).write("worker_failed", rank=self._rank, kind="hung", type="", error=message)
         try:
@@ -58,3 +61,9 @@ class Watchdog:
                 faulthandler.dump_traceback(file)
         finally:
             os._exit(EXIT_CODE)
+
+
+def _end_in_any_case() -> None:
+    timer = threading.Timer(LAST_WORDS_SECONDS, os._exit, (EXIT_CODE,))
+    timer.daemon = True
+    timer.start()

@@ -5,55 +5,19 @@ The server is moto's, on loopback. BCO_TEST_S3_ENDPOINT names another (MinIO, AW
 
 import gzip
 import json
-import os
-import uuid
-from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from bco_ray.errors import DataError, StorageError
 from bco_ray.feedback.lines import Range, first_rows, ranges, rows_of
 from bco_ray.feedback.sources import expand
 from bco_ray.storage import locations
 
-BUCKET = f"bco-test-{uuid.uuid4().hex}"  # a real server remembers earlier runs
 
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """The S3 server's URL."""
-    if given := os.environ.get("BCO_TEST_S3_ENDPOINT"):
-        yield given
-        return
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def store(endpoint: str) -> Iterator[str]:
-    """A bucket's URI, the environment pointing at its server."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-            patch.delenv(name, raising=False)
-        patch.setenv("AWS_ACCESS_KEY_ID", os.environ.get("BCO_TEST_S3_KEY", "key"))
-        patch.setenv("AWS_SECRET_ACCESS_KEY", os.environ.get("BCO_TEST_S3_SECRET", "secret"))
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        scheme, _, host = endpoint.partition("://")
-        pa.fs.S3FileSystem(scheme=scheme, endpoint_override=host, allow_bucket_creation=True).create_dir(BUCKET)
-        yield f"s3://{BUCKET}"
-
-
-def test_bytes_there_and_back(store: str) -> None:
-    uri = f"{store}/there/a b%20+é.bin"
+def test_bytes_there_and_back(bucket: str) -> None:
+    uri = f"{bucket}/there/a b%20+é.bin"
     assert not locations.exists(uri)
     locations.write_bytes(uri, b"0123456789")
     locations.write_bytes(uri, b"abcdefghij")
@@ -64,71 +28,71 @@ def test_bytes_there_and_back(store: str) -> None:
     assert found is not None
     assert (found.uri, found.bytes, found.is_directory) == (uri, 10, False)
     assert found.modified_ns > 0
-    assert locations.stat(f"{store}/there").is_directory  # type: ignore[union-attr]
+    assert locations.stat(f"{bucket}/there").is_directory  # type: ignore[union-attr]
 
 
-def test_bytes_are_stored_as_they_are_whatever_the_name(store: str) -> None:
+def test_bytes_are_stored_as_they_are_whatever_the_name(bucket: str) -> None:
     for name in ("x.jsonl.gz", "x.jsonl.zst"):
-        locations.write_bytes(f"{store}/as-is/{name}", b"bytes")
-        assert locations.open_input(f"{store}/as-is/{name}").read() == b"bytes"
+        locations.write_bytes(f"{bucket}/as-is/{name}", b"bytes")
+        assert locations.open_input(f"{bucket}/as-is/{name}").read() == b"bytes"
 
 
-def test_globs(store: str) -> None:
+def test_globs(bucket: str) -> None:
     for key in ("g/day=1/a.jsonl", "g/day=1/b.csv", "g/day=2/c.jsonl", "g/top.jsonl", "g/day=2/deep/d.jsonl"):
-        locations.write_bytes(f"{store}/{key}", b'{"a": 1}\n')
+        locations.write_bytes(f"{bucket}/{key}", b'{"a": 1}\n')
 
     def names(pattern: str) -> list[str]:
-        return [found.uri.removeprefix(f"{store}/g/") for found in locations.glob(f"{store}/{pattern}")]
+        return [found.uri.removeprefix(f"{bucket}/g/") for found in locations.glob(f"{bucket}/{pattern}")]
 
     assert names("g/day=*/*.jsonl") == ["day=1/a.jsonl", "day=2/c.jsonl"]
     assert names("g/**/*.jsonl") == ["day=1/a.jsonl", "day=2/c.jsonl", "day=2/deep/d.jsonl", "top.jsonl"]
     assert names("g/day=?") == ["day=1", "day=2"]
     assert names("none/*.jsonl") == []
-    assert [file.path.removeprefix(f"{store}/g/") for file in expand([f"{store}/g", f"{store}/g/day=1/"])] == [
+    assert [file.path.removeprefix(f"{bucket}/g/") for file in expand([f"{bucket}/g", f"{bucket}/g/day=1/"])] == [
         "day=1/a.jsonl", "day=1/b.csv", "top.jsonl"
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("range_bytes", [100, 1000, 1 << 20])
-def test_lines_by_byte_ranges(store: str, range_bytes: int) -> None:
+def test_lines_by_byte_ranges(bucket: str, range_bytes: int) -> None:
     rows = [b'{"n": %d, "x": "%s"}' % (n, b"x" * (n % 37)) for n in range(200)]
-    locations.write_bytes(f"{store}/lines/log.jsonl", b"\n".join(rows))
-    (file,) = expand([f"{store}/lines/*.jsonl"])
+    locations.write_bytes(f"{bucket}/lines/log.jsonl", b"\n".join(rows))
+    (file,) = expand([f"{bucket}/lines/*.jsonl"])
     assert [row.raw for part in ranges([file], range_bytes=range_bytes) for row in rows_of(part)] == rows
 
 
-def test_packed_files_and_columns(store: str) -> None:
+def test_packed_files_and_columns(bucket: str) -> None:
     rows = [{"n": n, "t": "text"} for n in range(50)]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=10)
     parquet = sink.getvalue().to_pybytes()
-    locations.write_bytes(f"{store}/packed/a.parquet", parquet)
-    locations.write_bytes(f"{store}/packed/b.json.gz", gzip.compress(json.dumps(rows).encode()))
-    files = expand([f"{store}/packed/"])
+    locations.write_bytes(f"{bucket}/packed/a.parquet", parquet)
+    locations.write_bytes(f"{bucket}/packed/b.json.gz", gzip.compress(json.dumps(rows).encode()))
+    files = expand([f"{bucket}/packed/"])
     assert [file.kind for file in files] == ["parquet", "json"]
     for file in files:
         got = list(rows_of(Range(file)))
         assert [row.problem for row in got] == [None] * 50
         assert [json.loads(row.raw) for row in got] == rows
         assert first_rows(file) == rows[:20]
-    locations.write_bytes(f"{store}/torn/a.parquet", parquet[:-100])
-    (torn,) = [row for file in expand([f"{store}/torn/*"]) for row in rows_of(Range(file))]
+    locations.write_bytes(f"{bucket}/torn/a.parquet", parquet[:-100])
+    (torn,) = [row for file in expand([f"{bucket}/torn/*"]) for row in rows_of(Range(file))]
     assert (torn.problem or "").startswith("unreadable_rest: ")
 
 
-def test_what_is_not_there_is_named_with_the_way_out(store: str) -> None:
-    with pytest.raises(DataError, match=rf"{store}/gone.jsonl: no such file"):
-        expand([f"{store}/gone.jsonl"])
-    with pytest.raises(DataError, match=rf"{store}/gone.jsonl: cannot be read .* AWS_ACCESS_KEY_ID"):
-        locations.open_input(f"{store}/gone.jsonl")
+def test_what_is_not_there_is_named_with_the_way_out(bucket: str) -> None:
+    with pytest.raises(DataError, match=rf"{bucket}/gone.jsonl: no such file"):
+        expand([f"{bucket}/gone.jsonl"])
+    with pytest.raises(DataError, match=rf"{bucket}/gone.jsonl: cannot be read .* AWS_ACCESS_KEY_ID"):
+        locations.open_input(f"{bucket}/gone.jsonl")
     with pytest.raises(DataError, match=r"s3://no-such-bucket/x: cannot be read .*AWS_ENDPOINT_URL"):
         locations.list_directory("s3://no-such-bucket/x")
     with pytest.raises(StorageError, match=r"s3://no-such-bucket/x: cannot be written .*AWS_ENDPOINT_URL"):
         locations.write_bytes("s3://no-such-bucket/x", b"data")
 
 
-def test_a_file_that_goes_away_while_it_is_read_is_no_content(store: str) -> None:
-    uri = f"{store}/away.jsonl"
+def test_a_file_that_goes_away_while_it_is_read_is_no_content(bucket: str) -> None:
+    uri = f"{bucket}/away.jsonl"
     locations.write_bytes(uri, b"[1]\n" * 10)
     (file,) = expand([uri])
     system, path = locations.filesystem_of(uri)
@@ -137,7 +101,7 @@ def test_a_file_that_goes_away_while_it_is_read_is_no_content(store: str) -> Non
         list(rows_of(Range(file)))
 
 
-def test_a_store_out_of_reach_is_named(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_out_of_reach_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(DataError, match=r"x.jsonl: cannot be read .* Could ?n[o']t connect .* AWS_ENDPOINT_URL"):
-        expand([f"{store}/x.jsonl"])
+        expand([f"{bucket}/x.jsonl"])

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from bco_ray.pipeline.status import RunStatus
 from bco_ray.pipeline.watching import RECENT_STEPS, Watcher, tell_dry_run, training_progress, watching
+from bco_ray.storage.run_journal import RunJournal
 from bco_ray.telemetry import Progress, Reporter, console
 from bco_ray.training.metrics import MetricsLog
 
@@ -50,10 +54,24 @@ def test_numbers_that_are_absent_are_left_out() -> None:
 
 def test_the_last_step_is_reported_before_the_phase_is_over(tmp_path: Path) -> None:
     log, seen = MetricsLog(tmp_path / "metrics.jsonl"), list[Progress]()
-    with watching(log.path, Reporter(lambda progress, _: seen.append(progress))):
+    with watching(tmp_path, Reporter(lambda progress, _: seen.append(progress))):
         for step in range(100):
             log.append(row(step))
     assert seen[-1] == Progress(100, 100, 500.0, 0.0)
+
+
+def test_events_are_told_and_become_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(console, "print", lambda text, **_: said.append(text.strip()))
+    journal = RunJournal(tmp_path)
+    journal.write("failed", error="of an earlier command", again_in_seconds=1)
+    with watching(tmp_path, Reporter(lambda *_: None)):
+        journal.write("attempt", workers=2)
+        journal.write("failed", error="worker 1: gone", again_in_seconds=5)
+        MetricsLog(tmp_path / "metrics.jsonl").append(row(0))
+    assert said == ["worker 1: gone; trying again in 5 s"]
+    found = RunStatus.model_validate_json((tmp_path / "status.json").read_text())
+    assert (found.state, found.error, found.step, found.total_steps) == ("retrying", "worker 1: gone", 1, 100)
 
 
 def test_a_dry_run_is_told() -> None:

@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bco_ray.objective import LOSSES
+from bco_ray.storage.checkpoints import CheckpointStore
+from bco_ray.storage.run_journal import RunJournal
+from bco_ray.storage.stores import DirectoryStore
+from bco_ray.testing.faulty_store import FaultyStore
 from bco_ray.testing.scored import write_scored
 from bco_ray.testing.tiny import write_tiny_model
+from bco_ray.training import assembling, loop
+from bco_ray.training.background import Backoff
+from bco_ray.training.checkpoint import Checkpoints
 from bco_ray.training.engine import Engine
 from bco_ray.training.fragments import SavedState
 from bco_ray.training.gang import SoloGang
@@ -44,6 +52,11 @@ class Trained:
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         return load_file(next((self.directory / "model").glob("*.safetensors")))
+
+    def weights_at(self, step: int) -> dict[str, torch.Tensor]:
+        """Flat float32 weights by name, from the checkpoint that one worker without ZeRO made after `step` steps."""
+        tensors = load_file(next((self.directory / "checkpoints" / f"{step:08d}").glob("*.safetensors")))
+        return {key.partition("|")[0]: tensor for key, tensor in tensors.items() if "|weight|" in key}
 
     @property
     def outcome(self) -> dict[str, Any]:
@@ -111,13 +124,17 @@ def run_processes() -> Callable[..., Trained]:
     return _run_processes
 
 
-def _run_processes(setups: list[TrainSetup], workers: int, *, stop_after: int | None = None) -> list[Trained]:
-    """All of them one after another in the same processes. `stop_after`: SIGKILL them after that step (0-based)."""
+def _run_processes(
+    setups: list[TrainSetup], workers: int, *, stop_after: int | None = None, terminate_after: int | None = None
+) -> list[Trained]:
+    """All of them one after another in the same processes. `stop_after`: SIGKILL them after that step (0-based);
+    `terminate_after`: SIGTERM to the last worker alone."""
     paths = [Path(setup.run) / "setup.json" for setup in setups]
     for path, setup in zip(paths, setups, strict=True):
         path.write_text(json.dumps(setup.as_dict()))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-    command += [str(STOPPABLE), str(-1 if stop_after is None else stop_after), *map(str, paths)]
+    command += [str(STOPPABLE), *(str(-1 if step is None else step) for step in (stop_after, terminate_after))]
+    command += map(str, paths)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     if stop_after is None:
@@ -141,6 +158,53 @@ def restore(tmp_path: Path) -> Callable[..., None]:
         engine.settle()
 
     return put
+
+
+@dataclass
+class Storage:
+    """The store that runs of this process keep their checkpoints in, and what their journals say."""
+
+    store: FaultyStore
+    patience_seconds: float = 60.0
+
+    def events(self, run: Path | str, *kinds: str) -> list[dict[str, Any]]:
+        """Of these kinds, or all."""
+        return [event for event in RunJournal(Path(run)).read() if not kinds or event["event"] in kinds]
+
+    def wait_for(self, run: Path | str, kind: str, step: int) -> None:
+        """Until such an event is there."""
+        assert self.until(lambda: any(event["step"] == step for event in self.events(run, kind))), (kind, step)
+
+    def until(self, condition: Callable[[], bool]) -> bool:
+        """Whether it comes true in a minute."""
+        deadline = time.monotonic() + 60
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return condition()
+
+    def checkpoints(self, run: Path | str) -> CheckpointStore:
+        """As they are on disk."""
+        return CheckpointStore(DirectoryStore(Path(run) / "checkpoints"))
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Storage]:
+    """A store that can be told to fail; tries follow each other at once."""
+    found = Storage(FaultyStore(DirectoryStore(tmp_path)))
+    backoff = Backoff(first_seconds=0.005, longest_seconds=0.02)
+
+    def opened(uri: str) -> FaultyStore:
+        found.store.inner = DirectoryStore(Path(uri))
+        return found.store
+
+    def made(*arguments: Any, **options: Any) -> Checkpoints:
+        return Checkpoints(*arguments, **options, backoff=backoff, patience_seconds=found.patience_seconds)
+
+    monkeypatch.setattr(assembling, "open_store", opened)
+    monkeypatch.setattr(assembling, "Checkpoints", made)
+    monkeypatch.setattr(loop, "Backoff", lambda: backoff)
+    yield found
+    found.store.heal()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -187,22 +188,23 @@ def test_kto_measures_its_reference_point_on_mismatched_rows(
 ) -> None:
     """By hand from the exported weights: z of the last step's window is that of the weights before that step."""
     setup = make_setup("z", objective=objective("kto"), reference="live", learning_rate=3e-3, rows_per_step=40)
-    run = run_here(replace(setup, epochs=2, checkpoint_every=1, checkpoint_keep=9))
+
+    def wait_for_the_checkpoint(step: int) -> None:  # one that is due while another is written would be left out
+        deadline = time.monotonic() + 60
+        while not (Path(setup.run) / f"checkpoints/{step + 1:08d}/manifest.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    run = run_here(replace(setup, epochs=2, checkpoint_every=1, checkpoint_keep=9), after_step=wait_for_the_checkpoint)
     assert run.metrics[0]["z_ref"] == 0.0
     reader = ShardReader(world[1], load_scored(world[1]), cached_shards=3)
     plan = list(Plan(reader.counts, 40, 2, 3).windows())[-1]
     window = window_batches(reader, plan, Share(0, 1, 4096), mismatched=True)
     base = Policy(load_frozen(world[0], dtype=torch.float32))
     before = Policy(load_frozen(world[0], dtype=torch.float32))
-    state = _weights_at(run.directory, plan.step)
+    shapes = {name: tensor.shape for name, tensor in before.state_dict().items()}
+    state = {name: flat.view(shapes[name]) for name, flat in run.weights_at(plan.step).items()}
     before.load_state_dict(state, strict=False)
     with torch.no_grad():
         ratios = torch.cat([before(b.pack) - base(b.pack) for b in window.mismatched])
     assert run.metrics[-1]["z_ref"] == pytest.approx(max(0.0, float(ratios.mean())), rel=1e-4, abs=1e-6)
-
-
-def _weights_at(run: Path, step: int) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    tensors = load_file(run / "checkpoints" / f"{step:08d}" / "engine.safetensors")
-    return {name.removeprefix("param."): tensor for name, tensor in tensors.items() if name.startswith("param.")}

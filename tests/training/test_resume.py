@@ -58,16 +58,6 @@ def test_resume_after_sigkill_under_zero_2(
     assert_identical(run_processes([setup], 2)[0], two_workers["zero2"])
 
 
-def test_damaged_checkpoint_is_passed_over(make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]) -> None:
-    whole = run_here(make_setup("undamaged"))
-    setup = make_setup("damaged", checkpoint_every=3)
-    with pytest.raises(StoppedError):
-        run_here(setup, after_step=stop_after(10))
-    newest = Path(setup.run) / "checkpoints" / "00000009" / "engine.safetensors"
-    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
-    assert_identical(run_here(setup), whole)
-
-
 def test_checkpoint_of_another_run_is_refused(
     make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]
 ) -> None:
