@@ -1,16 +1,20 @@
 # make demo   the whole loop on this machine          make test   ruff, mypy --strict, every test
 # make install  only .venv                            make lint   ruff and mypy
+# make soak   more than a hundred kills over the whole loop, its counts in benchmarks/results/soak.json
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install constraints clean
+.PHONY: demo test soak lint install constraints clean
 
 demo: install
 	$(BIN)/bco demo $(ARGS)
 
 test: lint
 	$(BIN)/pytest $(ARGS)
+
+soak: install
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
