@@ -144,7 +144,8 @@ def decide(cause: Cause, now: Situation) -> Retry | GiveUp:
             f"{cause.message}. Micro-batches are as small as they get: set training.gradient_checkpointing, a higher "
             "training.deepspeed.zero_stage or offload, or a smaller training.max_length."
         )
-    if cause.kind != "no_room" and now.in_a_row > now.max_failures:
+    bounded = cause.kind == "out_of_memory" and now.max_failures > 0  # by how often a micro-batch can be halved
+    if not bounded and cause.kind != "no_room" and now.in_a_row > now.max_failures:
         times = "once" if now.in_a_row == 1 else f"{now.in_a_row} times in a row without a new checkpoint"
         return GiveUp(f"{cause.message} (failed {times}; training.max_failures is {now.max_failures})")
     pause = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** max(0, now.in_a_row - 1))

@@ -33,6 +33,9 @@ from bco_ray.training.stopping import stop_on_sigterm
 
 Resources = dict[str, float]
 
+COLLECTIVE_SECONDS = 1800
+"""How long workers wait for each other at least: models load, and checkpoints are read, at different speeds."""
+
 RESIZE_SECONDS = 60.0
 """How often an elastic run looks for more room."""
 
@@ -118,7 +121,9 @@ def _trainer(group: FitGroup) -> TorchTrainer:
     return TorchTrainer(
         _worker,
         train_loop_config=setup.as_dict(),
-        torch_config=_Torch(backend="nccl" if has_gpu else "gloo", timeout_s=round(setup.hang_seconds)),
+        torch_config=_Torch(
+            backend="nccl" if has_gpu else "gloo", timeout_s=round(max(COLLECTIVE_SECONDS, setup.hang_seconds))
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=group.workers, use_gpu=has_gpu, resources_per_worker=group.resources
         ),
