@@ -5,7 +5,6 @@ Imports neither torch nor ray, so that `bco --help`, an editor or a web form can
 
 from bco_ray.config.load import apply_overrides, dump_spec, load_spec, parse_data, parse_spec
 from bco_ray.config.spec import (
-    CheckpointSpec,
     DataSpec,
     FieldMap,
     JobSpec,
@@ -15,9 +14,8 @@ from bco_ray.config.spec import (
     OutputSpec,
     ScoringSpec,
     ShiftSpec,
-    TrainingSpec,
-    ZeroSpec,
 )
+from bco_ray.config.training import CheckpointSpec, TrainingSpec, ZeroSpec
 
 __all__ = [
     "CheckpointSpec",

@@ -1,0 +1,90 @@
+"""The spec's `training` section: the optimizer, the workers, how state is shared out, checkpoints and failures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from bco_ray.config import deepspeed_json
+from bco_ray.config.section import Auto, Positive, PositiveInt, Section
+
+
+class ZeroSpec(Section):
+    """How state is shared out: ZeRO stage 0 (plain torch) to 3 (DeepSpeed), and what of it waits in host memory.
+
+    Instead of these two: DeepSpeed's own JSON, as a mapping or the path of a file. It is kept as `config`, and they
+    follow from it.
+    """
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    config: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_any_form(cls, value: Any) -> Any:
+        return deepspeed_json.as_section(value)
+
+    @model_validator(mode="after")
+    def _possible(self) -> ZeroSpec:
+        deepspeed_json.refuse(deepspeed_json.problems(self.zero_stage, self.offload, self.config))
+        return self
+
+
+class CheckpointSpec(Section):
+    """A checkpoint every so many optimizer steps (and at the end), written while training goes on.
+
+    The newest `keep` stay, and the `keep_best` best by the mean of `best_by` since the checkpoint before. `storage`: a
+    directory or URI for checkpoints alone; none: in the run's directory.
+    """
+
+    every_steps: int = Field(default=50, ge=1)
+    keep: int = Field(default=2, ge=1)
+    keep_best: int = Field(default=0, ge=0)
+    best_by: Literal["auc", "loss", "rewards/margins", "rewards/accuracies"] = "auc"
+    storage: str | None = None
+
+
+class TrainingSpec(Section):
+    """The optimizer and the gang. `auto`: learning rate from model size and adapter, micro-batch from the machine.
+
+    `num_workers`: a number, or [fewest, most] to train on as many as there is room for. `max_failures`: restarts in a
+    row without a new checkpoint. `hang_seconds` without a step end a worker.
+    """
+
+    learning_rate: Positive | Auto = "auto"
+    num_train_epochs: int = Field(default=1, ge=1)
+    rows_per_step: int = Field(default=128, ge=2)
+    max_length: int = Field(default=2048, ge=8)
+    max_tokens_per_micro_batch: Annotated[int, Field(ge=1)] | Auto = "auto"
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    lr_scheduler: Literal["linear", "constant"] = "linear"
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    deepspeed: ZeroSpec = Field(default_factory=ZeroSpec)
+    gradient_checkpointing: Literal["auto", True, False] = "auto"
+    num_workers: Annotated[int, Field(ge=1)] | tuple[PositiveInt, PositiveInt] = 2
+    resources_per_worker: dict[str, float] = Field(default_factory=lambda: {"CPU": 1.0})
+    max_failures: int = Field(default=2, ge=0)
+    hang_seconds: float = Field(default=1800, ge=1, allow_inf_nan=False)
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    seed: int = 0
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Fewest and most."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TrainingSpec:
+        if self.workers[0] > self.workers[1]:
+            raise ValueError("num_workers: [fewest, most] must be in that order")
+        return self
+
+    @model_validator(mode="after")
+    def _said_once(self) -> TrainingSpec:
+        ours = {field: getattr(self, field.removeprefix("training.")) for field in deepspeed_json.REPEATABLE.values()}
+        deepspeed_json.refuse(deepspeed_json.conflicts(self.deepspeed.config or {}, ours), within="deepspeed")
+        return self
