@@ -26,8 +26,9 @@ from bco_ray.telemetry import logger
 from bco_ray.training.assembling import Run, assemble, first_shift
 from bco_ray.training.background import Backoff, insist
 from bco_ray.training.batches import WindowBatches, window_batches
-from bco_ray.training.checkpoint import PATIENCE_SECONDS, LoopState
+from bco_ray.training.checkpoint import PATIENCE_SECONDS
 from bco_ray.training.gang import Gang
+from bco_ray.training.loop_state import LoopState
 from bco_ray.training.metrics import step_metrics
 from bco_ray.training.overlap import HostCopy, ahead
 from bco_ray.training.setup import TrainSetup

@@ -21,8 +21,9 @@ from bco_ray.storage.stores import DirectoryStore
 from bco_ray.testing.faulty_store import Fault, FaultyStore
 from bco_ray.training.attempt import Attempt, StaleAttemptError
 from bco_ray.training.background import Backoff
-from bco_ray.training.checkpoint import Checkpoints, LoopState
+from bco_ray.training.checkpoint import Checkpoints
 from bco_ray.training.fragments import Fragment, SavedState
+from bco_ray.training.loop_state import LoopState
 
 SECONDS = 60
 SHARE = "*-rank-00001-of-00002.safetensors"
