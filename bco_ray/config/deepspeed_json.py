@@ -169,6 +169,10 @@ def _problems_of_json(config: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(tuple(path.split(".")), f"this is not said here: {way_out}", value)
     if stage_of(config) == 1 and _at(config, "zero_optimization.overlap_comm") is True:
         yield Problem(("zero_optimization", "overlap_comm"), "it needs stage 2 or 3; leave it out", True)
+    for part in ("offload_optimizer", "offload_param"):
+        if _at(config, f"zero_optimization.{part}.device") == "nvme":
+            reason = "no checkpoint can be made of what waits on NVMe; use cpu"
+            yield Problem(("zero_optimization", part, "device"), reason, "nvme")
     sums = _at(config, "data_types.grad_accum_dtype")
     if stage_of(config) == 2 and offload_of(config) == "optimizer" and sums not in (None, "auto"):
         reason = "with stage 2 and offload_optimizer a step that is not finite would spoil all later ones; use stage 3"

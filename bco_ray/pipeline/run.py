@@ -9,7 +9,7 @@ from typing import Any
 
 from bco_ray.config import dump_spec
 from bco_ray.config.spec import ShiftSpec
-from bco_ray.errors import SpecError
+from bco_ray.errors import SpecError, StorageError
 from bco_ray.evaluation.curves import draw_curves
 from bco_ray.evaluation.heldout import evaluate_held_out
 from bco_ray.objective import LOSSES, RewardShift
@@ -168,11 +168,14 @@ def checkpoint_storage(job: ResolvedJob) -> str | None:
 def require_fresh_or_resume(job: ResolvedJob, *, resume: bool) -> None:
     """`bco train` does not silently continue a half-done run. Raises SpecError naming the way out."""
     place = checkpoint_storage(job) or str(job.run_directory / "checkpoints")
-    started = bool(CheckpointStore(open_store(place)).steps())
+    try:
+        started = bool(CheckpointStore(open_store(place)).steps())
+    except OSError as error:
+        raise StorageError(f"training.checkpoint.storage: {place}: cannot be read: {error}") from None
     if started and not resume and not (job.run_directory / "model").is_dir():
         raise SpecError(
             f"{job.run_directory}: this run was interrupted. Continue it with --resume, or delete that directory "
-            "to start over."
+            f"and {place} to start over."
         )
 
 

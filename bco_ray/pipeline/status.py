@@ -82,8 +82,8 @@ _WORDS: dict[str, Callable[[Event], str]] = {
     "checkpoints_unreadable": lambda e: f"checkpoints cannot be read: {e['error']}; tried again",
     "export_failed": lambda e: f"the model cannot be written: {e['error']}; tried again",
     "failed": lambda e: f"{e['error']}; trying again in {e['again_in_seconds']:.0f} s",
-    "stopping": lambda e: "stopping after the next step, with a checkpoint; again to stop at once",
-    "stopped": lambda e: "checkpoint made",
+    "stopping": lambda e: "stopping after the next step, with a checkpoint; once more to stop at once",
+    "stopped": lambda e: "stopped with a checkpoint" if e["checkpoint"] else "stopped without a new checkpoint",
 }
 
 _TROUBLES = frozenset({"checkpoint_failed", "checkpoints_unreadable", "checkpoint_missing", "export_failed"})

@@ -10,10 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bco_ray.errors import StorageError
 from bco_ray.pipeline.status import StatusFile
 from bco_ray.storage import files
 from bco_ray.storage.run_journal import JournalTail
-from bco_ray.telemetry import Progress, Reporter, console
+from bco_ray.telemetry import Progress, Reporter, console, logger
 from bco_ray.training.metrics import MetricsTail
 
 POLL_SECONDS = 0.5
@@ -57,7 +58,13 @@ class Watch:
         self._told_dry_run = self._dry_run.exists()
 
     def look(self) -> None:
-        """Whatever there is."""
+        """Whatever there is; storage that cannot be read now is looked at again next time."""
+        try:
+            self._look()
+        except (OSError, StorageError, ValueError) as error:
+            logger.debug("watching: %s", error)
+
+    def _look(self) -> None:
         events = self._events.read()
         for event in events:
             if words := self._status.words_for(event):

@@ -136,6 +136,10 @@ class CheckpointStore:
         found = (_MANIFEST.fullmatch(name) for name in self.store.sizes())
         return sorted(int(match[1]) for match in found if match)
 
+    def newest_attempt(self) -> int:
+        """That left anything here; 0 if none did."""
+        return max((_attempt_of(name) or 0 for name in self.store.sizes()), default=0)
+
     def manifest(self, step: int) -> CheckpointManifest:
         """Raises DamagedError, or OSError if it cannot be read just now."""
         name = _manifest_name(step)

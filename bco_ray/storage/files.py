@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bco_ray.errors import SpecError, StorageError
 
@@ -155,18 +156,33 @@ def remove_leftovers(directory: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, busy: str | None = None) -> Iterator[None]:
+def locked(path: Path, *, busy: str | None = None, seconds: float = 0) -> Iterator[None]:
     """Alone in the body among the processes that share the file system; a process that dies lets go.
 
-    Waits for its turn, or raises StorageError with the words of `busy` if somebody else is in there.
+    Waits for its turn; with words in `busy` at most so long, then it raises StorageError with them.
     """
     make_directory(path.parent)
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise StorageError(f"{path.parent}: {busy}") from None
+        if busy is None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        elif not _locked_within(file, seconds):
+            raise StorageError(f"{path.parent}: {busy}")
         yield
+
+
+def _locked_within(file: IO[str], seconds: float) -> bool:
+    """Pauses grow from a fraction of a millisecond: most who hold a lock are done by then."""
+    deadline, pause = time.monotonic() + seconds, 0.0002
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(pause)
+            pause = min(0.005, 2 * pause)
+        else:
+            return True
 
 
 @contextmanager

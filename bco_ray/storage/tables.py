@@ -117,10 +117,11 @@ def the_only_writer(url: str) -> AbstractContextManager[None]:
     """Held by whoever writes to the database, from before its transaction until after the checkpoint that may follow.
 
     SQLite's own lock ends with the commit; up to SQLite 3.51.2 a commit of another process during a second checkpoint
-    can be lost (its WAL-reset bug, https://sqlite.org/wal.html). Waiting here is also fairer than in SQLite, whose
-    waiters sleep and try again.
+    can be lost (its WAL-reset bug, https://sqlite.org/wal.html).
     """
-    return files.locked(Path(str(sa.make_url(url).database)).with_name(f".{DATABASE}.lock"))
+    path = Path(str(sa.make_url(url).database)).with_name(f".{DATABASE}.lock")
+    busy = f"{DATABASE} is locked: another process has been writing to it for {BUSY_TIMEOUT_SECONDS} s; try again."
+    return files.locked(path, busy=busy, seconds=BUSY_TIMEOUT_SECONDS)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from bco_ray.errors import TrainingError
 from bco_ray.storage import files
+from bco_ray.storage.checkpoints import CheckpointStore
 from bco_ray.training.gang import Gang
 
 FILE = "attempt.json"
@@ -26,11 +28,11 @@ class Attempt:
     number: int
 
     @classmethod
-    def begin(cls, run: Path, gang: Gang) -> Attempt:
+    def begin(cls, run: Path, gang: Gang, store: CheckpointStore) -> Attempt:
         """The next one. Collective: worker 0 counts, for all."""
         number = 0
         if gang.rank == 0:
-            number = newest(run) + 1
+            number = (newest(run) or _newest_there(store)) + 1
             files.write_json(run / FILE, {"attempt": number})
         return cls(run, int(gang.sum(torch.tensor(number))))
 
@@ -39,6 +41,13 @@ class Attempt:
         latest = newest(self.run)
         if latest > self.number:
             raise StaleAttemptError(f"{self.run}: attempt {latest} has taken over from attempt {self.number}.")
+
+
+def _newest_there(store: CheckpointStore) -> int:
+    """Of a run whose directory was deleted, but not its checkpoints elsewhere. Storage that is down has no say."""
+    with suppress(OSError):
+        return store.newest_attempt()
+    return 0
 
 
 def newest(run: Path) -> int:

@@ -30,8 +30,11 @@ from bco_ray.training.failures import (
 from bco_ray.training.setup import TrainSetup
 
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 120
+GRACE_SECONDS = 360
 """How long a clean stop may take after Ctrl-C or SIGTERM; a second one does not wait."""
+
+LONGEST_RESIZE_SECONDS = 3600.0
+"""A growth that found no place after all is tried again later and later, up to this."""
 
 FEWEST_PARTS = 4
 """Micro-batches are halved down to this part of the longest row there may be."""
@@ -90,14 +93,28 @@ class Attempts:
         self._pause = pause
         self._run = Path(setup.run)
         self._journal = RunJournal(self._run)
+        self._resize_seconds = limits.resize_seconds
         self._in_a_row = 0
         self._last: Cause | None = None
+        self._saved = False
 
     def run(self) -> dict[str, Any]:
         """The final loop state, when the model is in `<run>/model`. Raises TrainingError if nothing more can be done.
 
-        KeyboardInterrupt comes through after a clean stop.
+        KeyboardInterrupt comes through after a clean stop. However it ends, the journal says so.
         """
+        try:
+            state = self._until_finished()
+        except KeyboardInterrupt:
+            self._journal.write("stopped", checkpoint=self._saved)
+            raise
+        except Exception as error:
+            self._journal.write("gave_up", error=str(error))
+            raise
+        self._journal.write("finished")
+        return state
+
+    def _until_finished(self) -> dict[str, Any]:
         workers = size_for(self._situation(0, Cause("lost", "")))
         while True:
             began = self._journal.size
@@ -106,7 +123,6 @@ class Attempts:
             self._say_if_waiting(workers)
             ended = self._see_through(self._start(self._setup, workers), workers, began)
             if isinstance(ended, Finished) and not ended.stopped:
-                self._journal.write("finished")
                 return ended.state
             if isinstance(ended, Finished):
                 workers = self._after_stop(workers)
@@ -114,11 +130,11 @@ class Attempts:
                 workers = self._after_failure(ended, workers, began)
 
     def _see_through(self, group: Group, workers: int, began: int) -> Finished | Failed:
-        look_at = time.monotonic() + self._limits.resize_seconds
+        look_at = time.monotonic() + self._resize_seconds
         try:
             while not group.wait(POLL_SECONDS):
                 if workers < self._limits.most and time.monotonic() > look_at:
-                    look_at = time.monotonic() + self._limits.resize_seconds
+                    look_at = time.monotonic() + self._resize_seconds
                     self._grow_if_possible(workers, began)
         except KeyboardInterrupt:
             self._stop_cleanly(group, began)
@@ -140,10 +156,11 @@ class Attempts:
         """If there is anything to save. Another KeyboardInterrupt ends the waiting."""
         if not self._has(began, "training"):
             return
-        stopping.ask_to_stop(self._run, "interrupted")
+        with suppress(OSError):  # a full disk: then without a checkpoint
+            stopping.ask_to_stop(self._run, "interrupted")
         self._journal.write("stopping", because="interrupted")
-        if group.wait(GRACE_SECONDS) and isinstance(group.result(), Finished):
-            self._journal.write("stopped")
+        if group.wait(GRACE_SECONDS):
+            self._saved = isinstance(group.result(), Finished)
         stopping.withdraw(self._run)
 
     def _has(self, began: int, kind: str) -> bool:
@@ -165,12 +182,15 @@ class Attempts:
         decision = decide(cause, self._situation(workers, cause))
         self._last = cause
         if isinstance(decision, GiveUp):
-            self._journal.write("gave_up", kind=cause.kind, error=decision.reason)
             raise TrainingError(f"training failed: {decision.reason}")
         return self._before_retry(decision, cause)
 
     def _before_retry(self, decision: Retry, cause: Cause) -> int:
         """The pause comes before the room is counted: a cluster takes a moment to notice that a node is gone."""
+        if cause.kind == "no_room":  # nor to be tried again soon
+            self._resize_seconds = min(LONGEST_RESIZE_SECONDS, 2 * self._resize_seconds)
+            self._journal.write("waiting", workers=decision.workers, room=self._room())
+            return decision.workers
         if decision.halve_micro_batch:
             self._setup = halved(self._setup)
         self._journal.write(

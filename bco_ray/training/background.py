@@ -44,7 +44,7 @@ class Persistent:
 
     @property
     def state(self) -> State:
-        """`failing`: the last try failed; only then can the task be replaced without waiting for it."""
+        """`failing`: the last try failed, and the next one has not begun: then the task ends as soon as it is asked."""
         if self._thread is None or not self._thread.is_alive():
             return "idle"
         return "failing" if self._failing else "working"
@@ -71,9 +71,10 @@ class Persistent:
     def _run(self, task: Callable[[Abandoned], None], abandon: threading.Event) -> None:
         failures = 0
         while not abandon.is_set():
+            self._failing = False
             try:
                 task(abandon.is_set)
-            except (OSError, StorageError) as error:
+            except (OSError, StorageError, MemoryError) as error:
                 failures, self._failing = failures + 1, True
                 seconds = self._backoff.after(failures)
                 self._on_failure(error, seconds)

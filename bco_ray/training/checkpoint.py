@@ -66,7 +66,8 @@ class Checkpoints:
         self._writing = Persistent(backoff, self._trouble)
         self._waiting = False
         """For the other workers' marks."""
-        self._step = 0
+        self._wanted = self._written = 0
+        """Steps: of the checkpoint that was begun last (or had to be made), and of the last that is done here."""
 
     def save(
         self,
@@ -82,41 +83,48 @@ class Checkpoints:
         While a worker is still busy with the one before, and it is not `must`, there is none this time: training does
         not wait. One whose writing fails is given up for this newer one. `alive` is called while it waits.
         """
-        if not self._may_begin(self._patience if must else 0, alive):
+        before = self._wanted
+        may_begin = self._may_begin(self._patience if must else 0, alive)
+        if may_begin or must:
+            self._wanted = state.next_step
+        if not may_begin:
             if self._gang.rank == 0:
-                self._journal.write("checkpoint_skipped", step=state.next_step, being_written=self._step)
+                self._journal.write("checkpoint_skipped", step=state.next_step, being_written=before)
             return False
         tensors = host_copy(engine.fragments(), random_states())
-        self._step = state.next_step
         place = Place(state.next_step, self._attempt.number, self._gang.rank, self._gang.size)
         self._writing.start(partial(self._write, place, tensors, engine.layout, state, metrics))
         return True
 
     def _may_begin(self, patience_seconds: float, alive: Callable[[], object]) -> bool:
-        """Collective: whether none is being written any more, or could be given up because a worker cannot write it.
+        """Collective: whether none is being written any more, or was given up because a worker cannot write it.
 
         All workers give up together, or one would wait for ever for the mark of another.
         """
         deadline = time.monotonic() + patience_seconds
         while True:
+            self._writing.wait(0)  # raises what the last one died of
             state, over = self._writing.state, time.monotonic() >= deadline
-            mine = [state == "failing", state == "working" and not self._waiting, state == "working", over]
+            mine = [state == "failing", state == "working" and not self._waiting, state != "idle", over]
             failing, writing, unfinished, impatient = self._gang.sum(torch.tensor(mine).int()).tolist()
-            if not writing and (failing or not unfinished):
-                break
+            if not unfinished or (failing and not writing and self._all_gave_up()):
+                return True
             if impatient:
                 return False
             alive()
             time.sleep(POLL_SECONDS)
+
+    def _all_gave_up(self) -> bool:
         ended = self._writing.abandon(GIVING_UP_SECONDS)
         return int(self._gang.sum(torch.tensor(int(ended)))) == self._gang.size
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Whether the newest checkpoint counts after at most so long, None: as long as one has patience.
+        """Whether the checkpoint that was last asked for counts (of worker 0) or its share is written (of others).
 
-        Raises what its writing died of.
+        After at most so long; None: as long as one has patience. Raises what its writing died of.
         """
-        return self._writing.wait(self._patience if seconds is None else seconds)
+        ended = self._writing.wait(self._patience if seconds is None else seconds)
+        return ended and self._written == self._wanted
 
     def load_latest(self, engine: Engine) -> LoopState | None:
         """Collective: see `NewestCheckpoint.load`."""
@@ -146,6 +154,7 @@ class Checkpoints:
         self._store.put_shard(place, partial(_save, tensors))
         marks = self._all_marks(place, abandoned) if place.rank == 0 else None
         if marks is None:
+            self._written = self._written if place.rank == 0 else place.step
             return
         self._attempt.require_newest()
         self._store.commit(
@@ -162,6 +171,7 @@ class Checkpoints:
                 files={mark.file: mark.fact for mark in marks},
             )
         )
+        self._written = place.step
         gone = self._retain()
         self._journal.write("checkpoint", step=place.step, seconds=round(time.time() - began, 3), deleted=gone)
 
@@ -183,9 +193,9 @@ class Checkpoints:
             return []
 
     def _trouble(self, error: Exception, seconds: float) -> None:
-        logger.warning("checkpoint %d: %s; training goes on, tried again in %.0f s", self._step, error, seconds)
+        logger.warning("checkpoint %d: %s; training goes on, tried again in %.0f s", self._wanted, error, seconds)
         self._journal.write(
-            "checkpoint_failed", step=self._step, rank=self._gang.rank, error=str(error), again_in_seconds=seconds
+            "checkpoint_failed", step=self._wanted, rank=self._gang.rank, error=str(error), again_in_seconds=seconds
         )
 
 

@@ -20,18 +20,19 @@ _BY_WEIGHT: tuple[Kind, ...] = (
 """Of several at once the first is the cause: a process that is gone explains less than the error before its end."""
 
 _CONNECTION = re.compile(
-    r"gloo|nccl|connection (closed|reset|refused|was)|broken pipe|socket|timed out|processgroup|collective"
-    r"|distbackend|distnetwork|peer",
+    r"gloo|nccl|connection (closed|reset|refused|was)|broken pipe|time(d )?out|processgroup|closed by peer",
     re.IGNORECASE,
 )
+_SAY_SO_IN_WORDS = frozenset({"", "RuntimeError", "TimeoutError"})
+_SAY_SO_BY_CLASS = re.compile(r"Dist\w*Error|Connection\w*Error|BrokenPipeError")
+"""What torch and the system raise when a peer is gone; the words alone are in many another message."""
+
 _MEMORY = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|OutOfMemory|MemoryError|_ALLOC_FAILED", re.IGNORECASE
 )
 _LOST = re.compile(r"ActorDied|ActorUnavailable|RayActorError|NodeDied|WorkerCrashed|OwnerDied|preempt", re.IGNORECASE)
-_OWN_STORAGE_ERRORS = frozenset({"StorageError", "DamagedError"})
+_STORAGE_ERRORS = frozenset({"StorageError", "DamagedError", "OSError", "IOError", "FileNotFoundError"})
 """Whatever they quote: an object store may time out, too."""
-
-_STORAGE_ERRORS = frozenset({"OSError", "IOError", "FileNotFoundError"})
 
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 120.0
@@ -92,19 +93,18 @@ class GiveUp:
 
 
 def kind_of(symptom: Symptom) -> Kind:
-    """What sort of failure that is. A library's own name for a lost peer outweighs the class it is wrapped in."""
+    """What sort of failure that is, by its class first and its words second."""
     if symptom.kind is not None:
         return symptom.kind
-    if symptom.type in _OWN_STORAGE_ERRORS:
-        return "storage"
     text = f"{symptom.type}: {symptom.message}"
+    if symptom.type in _STORAGE_ERRORS:
+        return "storage"
     if _MEMORY.search(text):
         return "out_of_memory"
     if _LOST.search(symptom.type):
         return "lost"
-    if symptom.type in _STORAGE_ERRORS and not _CONNECTION.search(text):
-        return "storage"
-    return "connection" if _CONNECTION.search(text) else "error"
+    in_words = symptom.type in _SAY_SO_IN_WORDS and _CONNECTION.search(text)
+    return "connection" if in_words or _SAY_SO_BY_CLASS.fullmatch(symptom.type) else "error"
 
 
 def silent(symptoms: Iterable[Symptom], hosts: Mapping[int, str]) -> list[Symptom]:
@@ -149,12 +149,14 @@ def decide(cause: Cause, now: Situation) -> Retry | GiveUp:
         times = "once" if now.in_a_row == 1 else f"{now.in_a_row} times in a row without a new checkpoint"
         return GiveUp(f"{cause.message} (failed {times}; training.max_failures is {now.max_failures})")
     pause = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** max(0, now.in_a_row - 1))
-    return Retry(size_for(now), 0.0 if cause.kind == "no_room" else pause, cause.kind == "out_of_memory")
+    if cause.kind == "no_room":  # whatever is counted: there was none for so many
+        return Retry(size_for(now, now.workers - 1), 0.0)
+    return Retry(size_for(now), pause, cause.kind == "out_of_memory")
 
 
-def size_for(now: Situation) -> int:
-    """Workers for the next attempt: as many as there is room for, within what the spec allows."""
-    return min(now.most, max(now.least, now.room))
+def size_for(now: Situation, most: int | None = None) -> int:
+    """Workers for the next attempt: as many as there is room for, within what the spec (and `most`) allows."""
+    return max(now.least, min(now.most, now.room, now.most if most is None else most))
 
 
 def _line(symptom: Symptom) -> str:

@@ -30,11 +30,9 @@ from bco_ray.training.attempts import Attempts, Failed, Finished, Limits
 from bco_ray.training.failures import Kind, Symptom
 from bco_ray.training.setup import TrainSetup
 from bco_ray.training.stopping import stop_on_sigterm
+from bco_ray.training.watchdog import collective_seconds
 
 Resources = dict[str, float]
-
-COLLECTIVE_SECONDS = 1800
-"""How long workers wait for each other at least: models load, and checkpoints are read, at different speeds."""
 
 RESIZE_SECONDS = 60.0
 """How often an elastic run looks for more room."""
@@ -55,17 +53,18 @@ def run_training(
     least, most = num_workers
 
     def start(setup: TrainSetup, workers: int) -> FitGroup:
-        return FitGroup(setup, workers, resources_per_worker, may_shrink=workers > least)
+        return FitGroup(setup, workers, resources_per_worker)
 
     limits = Limits(least, most, max_failures, RESIZE_SECONDS)
     return Attempts(setup, limits, start, lambda: room_for(resources_per_worker)).run()
 
 
 def room_for(resources_per_worker: Resources) -> int:
-    """How many more workers the cluster has place for now: no more than fit on its nodes, nor than is free in all."""
+    """How many more workers the cluster has place for now, node by node; not on nodes that are about to go."""
     needed = {name: count for name, count in resources_per_worker.items() if count > 0}
-    free, nodes = ray.available_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return min(_fitting(free, needed), sum(_fitting(node, needed) for node in nodes))
+    leaving = ray._private.state.state.get_draining_nodes()
+    free = ray._private.state.available_resources_per_node()
+    return sum(_fitting(there, needed) for node, there in free.items() if node not in leaving)
 
 
 def _fitting(there: dict[str, float], needed: Resources) -> int:
@@ -79,7 +78,6 @@ class FitGroup:
     setup: TrainSetup
     workers: int
     resources: Resources
-    may_shrink: bool
     _ended: list[Finished | Failed | BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -102,18 +100,16 @@ class FitGroup:
             outcome: dict[str, Any] = _trainer(self).fit().return_value
         except ray.train.TrainingFailedError as error:
             self._ended.append(Failed(tuple(_symptoms(error))))
+        except ray.exceptions.RayError as error:
+            self._ended.append(Failed((Symptom("", f"Ray Train's controller is gone: {error}", kind="lost"),)))
+        except OSError as error:
+            self._ended.append(Failed((Symptom(type(error).__name__, str(error), kind="storage"),)))
         except BaseException as error:  # noqa: BLE001  `result` raises it where somebody waits
             self._ended.append(error)
         else:
-            self._ended.append(_ended(outcome))
+            self._ended.append(Finished(outcome["state"], outcome["stopped"]))
         finally:
             self._over.set()
-
-
-def _ended(outcome: dict[str, Any]) -> Finished | Failed:
-    if "refused" in outcome:
-        return Failed((Symptom("", outcome["refused"], kind="refused"),))
-    return Finished(outcome["state"], outcome["stopped"])
 
 
 def _trainer(group: FitGroup) -> TorchTrainer:
@@ -121,9 +117,7 @@ def _trainer(group: FitGroup) -> TorchTrainer:
     return TorchTrainer(
         _worker,
         train_loop_config=setup.as_dict(),
-        torch_config=_Torch(
-            backend="nccl" if has_gpu else "gloo", timeout_s=round(max(COLLECTIVE_SECONDS, setup.hang_seconds))
-        ),
+        torch_config=_Torch(backend="nccl" if has_gpu else "gloo", timeout_s=collective_seconds(setup.hang_seconds)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=group.workers, use_gpu=has_gpu, resources_per_worker=group.resources
         ),
@@ -131,7 +125,7 @@ def _trainer(group: FitGroup) -> TorchTrainer:
             name=f"attempt-{int(time.time())}-{uuid.uuid4().hex[:6]}",
             storage_path=str(Path(setup.run).resolve() / "ray"),
             failure_config=ray.train.FailureConfig(
-                max_failures=0, max_preemption_failures=0, controller_failure_limit=0 if group.may_shrink else -1
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
             ),
             worker_runtime_env={"env_vars": _worker_environment(setup, group.resources)},
         ),
@@ -154,7 +148,7 @@ class _Torch(TorchConfig):  # type: ignore[misc]
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """On each worker. What would come back on every retry is returned, not raised; the rest is written down first."""
+    """On each worker. What fails is written down first, and whether it would fail again."""
     from bco_ray.training.gang import TorchGang
     from bco_ray.training.loop import train
 
@@ -171,8 +165,6 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         refused = isinstance(error, BcoError) and not isinstance(error, StorageError)
         told = {"kind": "refused" if refused else None, "type": type(error).__name__, "error": str(error)[:2000]}
         journal.write("worker_failed", rank=gang.rank, **told)
-        if refused:
-            return {"refused": str(error)}
         raise
     return {"state": outcome.state.as_json(), "stopped": outcome.stopped}
 
@@ -212,7 +204,7 @@ def _symptom(rank: int, failure: Exception) -> Symptom:
 
 def _kind_of_loss(failure: Exception) -> Kind:
     """Ray's own memory monitor says so when it was the one who ended it."""
-    return "out_of_memory" if "OutOfMemory" in f"{type(failure).__name__} {failure}" else "lost"
+    return "out_of_memory" if re.search("OutOfMemory|OUT_OF_MEMORY", f"{type(failure).__name__} {failure}") else "lost"
 
 
 def _exit_of(text: str) -> str:

@@ -6,6 +6,7 @@ written down. A checkpoint waits for it, and for a copy of the state in memory; 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,8 +174,9 @@ class _Loop:
 
     def _remember(self, row: Mapping[str, Any]) -> None:
         for name in JUDGED_BY:
-            if row.get(name) is not None:
-                self._since_checkpoint[name].append(row[name])
+            value = row.get(name)
+            if value is not None and math.isfinite(value):  # a step that was skipped is judged by nothing
+                self._since_checkpoint[name].append(value)
 
     def _checkpoint(self, *, must: bool, alive: Callable[[], None]) -> None:
         launched, self._launched = self._launched, None

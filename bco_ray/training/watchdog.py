@@ -16,8 +16,17 @@ EXIT_CODE = 86
 """Of a process that the watchdog ended."""
 
 LOOKS_PER_LIMIT = 20
+
+COLLECTIVE_SECONDS = 1800
+"""How long workers wait for each other at least: models load, and checkpoints are read, at different speeds."""
+
 LAST_WORDS_SECONDS = 30
 """For writing down what happened: storage that hangs may be what the process hung on."""
+
+
+def collective_seconds(hang_seconds: float) -> int:
+    """Longer than a watchdog may take to notice: it knows who hangs, whoever waits in a collective does not."""
+    return round(max(COLLECTIVE_SECONDS, 1.1 * hang_seconds + 120))
 
 
 class Watchdog:

@@ -37,6 +37,13 @@ def test_adapter_none_and_numbers_as_label_spellings(tmp_path: Path) -> None:
     assert spec.data.label_map == {"yes": True, "0": False}
 
 
+@pytest.mark.parametrize(("given", "workers"), [("3", (3, 3)), ("[1, 4]", (1, 4)), ("[2, 2]", (2, 2))])
+def test_a_number_of_workers_or_a_range(tmp_path: Path, given: str, workers: tuple[int, int]) -> None:
+    spec = load_spec(write(tmp_path, SMALLEST), [f"training.num_workers={given}"])
+    assert spec.training.workers == workers
+    assert load_spec(write(tmp_path, dump_spec(spec))).training == spec.training
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -45,6 +52,15 @@ def test_adapter_none_and_numbers_as_label_spellings(tmp_path: Path) -> None:
         ("model.adapter={rank: 3}", r"unknown key model.adapter.rank"),
         ("nonsense.x=1", "unknown key nonsense"),
         ("training.num_workers=0", "training.num_workers"),
+        ("training.num_workers=[2, 1]", r"num_workers: \[fewest, most\] must be in that order"),
+        ("training.num_workers=[0, 2]", "training.num_workers"),
+        ("training.max_failures=-1", "training.max_failures"),
+        ("training.hang_seconds=0", "training.hang_seconds"),
+        ("training.hang_seconds=.inf", "training.hang_seconds"),
+        ("training.checkpoint.every_steps=0", "training.checkpoint.every_steps"),
+        ("training.checkpoint.keep=0", "training.checkpoint.keep"),
+        ("training.checkpoint.keep_best=-1", "training.checkpoint.keep_best"),
+        ("training.checkpoint.best_by=luck", "training.checkpoint.best_by"),
         ("scoring.num_workers=[4, 2]", r"num_workers: \[least, most\] must be in that order"),
         ("scoring.num_workers=0", "scoring.num_workers"),
         ("data.conflicts=vote", "data.conflicts"),

@@ -80,7 +80,8 @@ class Child:
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         if self.ended() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # gone, but its status is not written down yet
+                os.kill(self.pid, signal.SIGKILL)
             assert until(lambda: self.ended() is not None, 60)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from bco_ray.storage.registry import Registry
+from bco_ray.storage.run_journal import RunJournal
 from bco_ray.storage.salt import SALT_VARIABLE
 from bco_ray.testing.tiny import write_tiny_model
 from bco_ray.training.metrics import MetricsLog
@@ -121,3 +124,27 @@ def result(home: Path) -> dict[str, Any]:
         "outcome": json.loads((run / "outcome.json").read_text()),
         "weights": {name: t.tolist() for name, t in load_file(version.directory / "model.safetensors").items()},
     }
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_makes_a_checkpoint_first(
+    faults: Any, spec: Path, environment: dict[str, str], number: signal.Signals
+) -> None:
+    """Exit 130, and the next command does no step twice."""
+    if faults.points < 12:
+        pytest.skip("in the long set only: make soak")
+    storage, more = faults.root / "storage", ["--set", "training.num_train_epochs=60"]
+    command = [BCO, "run", spec, "--set", f"output.storage={storage}", *more]
+    child = faults.start(*command, **environment)
+    assert faults.until(lambda: list(storage.glob("runs/*/checkpoints/*/manifest.json")), 200), child.output
+    os.kill(child.pid, number)
+    assert child.wait(60) == 130, child.output
+    (run,) = storage.glob("runs/*/events.jsonl")
+    (stopped,) = (event for event in RunJournal(run.parent).read() if event["event"] == "stopped")
+    assert stopped["checkpoint"]
+    faults.end_all()
+    done = len(MetricsLog(run.with_name("metrics.jsonl")).read())
+    assert faults.run(*command, timeout_seconds=300, **environment).status == 0
+    starts = [event["step"] for event in RunJournal(run.parent).read() if event["event"] == "training"]
+    assert starts == [0, done]
+    faults.report("bco run", signals=1, steps_done_twice=0)

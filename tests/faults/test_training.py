@@ -151,9 +151,12 @@ def check_checkpoints(run: Path) -> None:
 
 def test_nobody_waits_for_ever_for_a_worker_that_hangs(faults: Any, training: Training) -> None:
     """One of two is stopped; the other finds that nothing moves, says so and ends."""
-    training.base = dataclasses.replace(training.base, epochs=5, hang_seconds=3)
+    training.base = dataclasses.replace(training.base, epochs=5)
     whole, run = training.new(), training.new()
     training.finish(whole)
+    setup = run.with_suffix(".json")
+    patient = setup.read_text()
+    setup.write_text(json.dumps({**json.loads(patient), "hang_seconds": 3}))
     paused, other = training.start(run)
     assert faults.until(lambda: len(MetricsLog(run / "metrics.jsonl").read()) > 5, 60)
     os.kill(paused.pid, signal.SIGSTOP)
@@ -161,6 +164,7 @@ def test_nobody_waits_for_ever_for_a_worker_that_hangs(faults: Any, training: Tr
     paused.kill()
     (event,) = (event for event in RunJournal(run).read() if event["event"] == "worker_failed")
     assert event["kind"] == "hung"
+    setup.write_text(patient)
     training.finish(run)
     assert result(run) == result(whole)
     faults.report("training", hung=1, runs_with_the_same_bits=1)

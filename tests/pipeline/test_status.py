@@ -32,10 +32,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "worker_failed": {"rank": 1, "kind": None, "type": "ValueError", "error": "boom"},
     "failed": {"kind": "lost", "error": "worker 1: gone", "in_a_row": 1, "again_in_seconds": 5.0,
                "smaller_micro_batches": False},
-    "gave_up": {"kind": "error", "error": "worker 0: ValueError: boom (twice)"},
+    "gave_up": {"error": "worker 0: ValueError: boom (twice)"},
     "growing": {"workers": 1, "room": 3},
     "stopping": {"because": "interrupted"},
-    "stopped": {},
+    "stopped": {"checkpoint": True},
     "finished": {},
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from bco_ray.storage.checkpoints import CheckpointStore, Keep
 from bco_ray.storage.run_journal import RunJournal
 from bco_ray.storage.stores import DirectoryStore
 from bco_ray.testing.faulty_store import Fault, FaultyStore
+from bco_ray.training import checkpoint
 from bco_ray.training.attempt import Attempt, StaleAttemptError
 from bco_ray.training.background import Backoff
 from bco_ray.training.checkpoint import Checkpoints
@@ -96,7 +97,7 @@ class Pair:
         backoff = Backoff(first_seconds=0.002, longest_seconds=0.01)
 
         def member(rank: int) -> Checkpoints:
-            attempt = Attempt.begin(self._run, gang.of(rank))
+            attempt = Attempt.begin(self._run, gang.of(rank), self.checkpoints)
             return Checkpoints(
                 self.checkpoints, gang.of(rank), attempt, identity, keep=Keep(), journal=self.journal,
                 backoff=backoff, patience_seconds=patience_seconds,
@@ -213,6 +214,43 @@ def test_the_last_one_does_not_wait_for_ever(pair: Pair) -> None:
     pair.save(3)
     assert pair.save(4, must=True) == [False, False]
     assert pair.wait() == [False, False]
+
+
+def test_one_that_had_to_be_made_and_was_not_is_not_taken_for_the_one_before(pair: Pair) -> None:
+    pair.begin(patience_seconds=0.05)
+    go = threading.Event()
+    pair.store.add(Fault("put", SHARE, code=None, held=go))
+    pair.save(3)
+    assert pair.save(4, must=True) == [False, False]
+    go.set()
+    until(lambda: pair.checkpoints.steps() == [3])
+    assert pair.wait() == [False, False]
+
+
+def test_a_try_that_goes_well_after_one_that_failed_is_not_given_up(pair: Pair) -> None:
+    go = threading.Event()
+    pair.store.add(Fault("put", SHARE))
+    pair.save(3)
+    until(lambda: pair.events("checkpoint_failed"))
+    pair.store.add(Fault("put", SHARE, code=None, held=go))
+    until(lambda: all(worker._writing.state == "working" or not worker._gang.rank for worker in pair.workers))
+    go.set()
+    assert pair.wait() == [True, True]
+    assert pair.checkpoints.steps() == [3]
+
+
+def test_what_a_writer_dies_of_is_heard_at_the_next_one(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the worker whose it is, before it talks to others: they would wait for its mark for ever."""
+
+    def broken(*_: Any) -> None:
+        raise ValueError("no such tensor")
+
+    monkeypatch.setattr(checkpoint, "_save", broken)
+    pair.save(3)
+    until(lambda: pair.workers[1]._writing.state == "idle")
+    state = LoopState(4, RewardShift(half_life_rows=30), skipped_steps=0, tokens_seen=0)
+    with pytest.raises(ValueError, match="no such tensor"):
+        pair.workers[1].save(pair.engines[1], state, {})
 
 
 def test_another_attempt_takes_over(pair: Pair) -> None:

@@ -241,7 +241,7 @@ def test_whatever_happens_sizes_and_pauses_stay_within_limits(
     assert least <= size_for(now) <= least + more
     decision = decide(Cause(kind, "boom"), now)
     if isinstance(decision, Retry):
-        assert decision.workers == size_for(now)
+        assert decision.workers == size_for(now, now.workers - 1 if kind == "no_room" else None)
         assert 0 <= decision.wait_seconds <= LONGEST_RETRY_SECONDS
         assert not decision.halve_micro_batch or (kind == "out_of_memory" and can_halve)
         assert kind == "no_room" or in_a_row <= max_failures or (kind == "out_of_memory" and max_failures > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -83,3 +84,79 @@ def test_truncating_drops_a_torn_last_line(tmp_path: Path) -> None:
     log.truncate(1)
     log.append({"step": 1})
     assert [row["step"] for row in log.read()] == [0, 1]
+
+
+class Full:
+    """A file whose disk takes so many bytes and no more."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file, self._room = file, room
+
+    def __enter__(self) -> Full:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data[: self._room])
+        self._file.flush()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("room", [0, 1, 12, 13, 20, 1000])
+def test_a_full_disk_delays_lines_and_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """Whole, once and in order, whatever part of them the disk took."""
+    log, tail, opened = MetricsLog(tmp_path / "metrics.jsonl"), MetricsTail(tmp_path / "metrics.jsonl"), Path.open
+    log.append({"step": 0})
+    assert [row["step"] for row in tail.read()] == [0]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, *mode: Full(opened(path, *mode), room))
+        for step in (1, 2, 3):
+            log.append({"step": step})
+    log.append({"step": 4})
+    log.append({"step": 5})
+    assert log.path.read_text() == "".join(f'{{"step": {step}}}\n' for step in range(6))
+    assert [row["step"] for row in tail.read()][-1] == 5
+
+
+def test_a_file_that_cannot_be_opened_delays_lines_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+
+    def failing(*_: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        log.append({"step": 0})
+    log.append({"step": 1})
+    assert [row["step"] for row in log.read()] == [0, 1]
+
+
+def test_one_that_was_given_up_for_dead_writes_no_more(tmp_path: Path) -> None:
+    """Neither its own steps, nor over those of the attempt that took over."""
+    old, new = MetricsLog(tmp_path / "metrics.jsonl"), MetricsLog(tmp_path / "metrics.jsonl")
+    for step in range(3):
+        old.append({"step": step, "by": "old"})
+    new.truncate(2)
+    for step in range(2, 5):
+        new.append({"step": step, "by": "new"})
+        old.append({"step": step + 1, "by": "old"})
+    new.append({"step": 5, "by": "new"})
+    assert [(row["step"], row["by"]) for row in new.read()] == [
+        (0, "old"), (1, "old"), (2, "new"), (3, "new"), (4, "new"), (5, "new")
+    ]  # fmt: skip
+
+
+def test_lines_between_a_dead_ones_last_and_the_first_of_the_next_are_cut_off(tmp_path: Path) -> None:
+    old, new = MetricsLog(tmp_path / "metrics.jsonl"), MetricsLog(tmp_path / "metrics.jsonl")
+    old.append({"step": 0, "by": "old"})
+    new.truncate(1)
+    new.append({"step": 1, "by": "new"})
+    with new.path.open("a") as file:
+        file.write('{"step": 9, "by": "somebody"}\n{"torn')
+    new.append({"step": 2, "by": "new"})
+    assert [row["step"] for row in new.read()] == [0, 1, 2]

@@ -5,6 +5,7 @@ Every run stops of its own accord after two steps; float32 ones are held to one 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from bco_ray.training import stopping
+from bco_ray.training.gang import SoloGang
+from bco_ray.training.loop import train
 from bco_ray.training.setup import TrainSetup
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -40,7 +43,10 @@ def whole(make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]) -
 
 @pytest.fixture(scope="module")
 def runs(make_setup: Callable[..., TrainSetup], run_processes: Callable[..., Any]) -> dict[str, Any]:
-    """By `<kind>-<stage>-<first>-<second>`: begun on so many workers and ended on others."""
+    """By `<kind>-<stage>-<first>-<second>`: begun on so many workers and ended on others.
+
+    One worker begins on plain torch, whatever the stage is to be: that saves a start of processes and tries more.
+    """
 
     def setups(route: str) -> list[TrainSetup]:
         return [make_setup(f"{k}-{s}-{route}", **settings(k, zero_stage=s)) for k, s in CASES]
@@ -48,13 +54,13 @@ def runs(make_setup: Callable[..., TrainSetup], run_processes: Callable[..., Any
     down, up = setups("2-1"), setups("1-2")
     for setup in (*down, *up):
         stopping.ask_to_stop(Path(setup.run), "for another number of workers")
-    run_processes(down, 2)
+    for setup in up:
+        assert train(dataclasses.replace(setup, zero_stage=0), SoloGang()).stopped
+        stopping.withdraw(Path(setup.run))
+    done = run_processes([*up, *down], 2)[: len(up)]
     for setup in down:
         stopping.withdraw(Path(setup.run))
-    done = run_processes([*down, *up], 1)[: len(down)]
-    for setup in up:
-        stopping.withdraw(Path(setup.run))
-    done += run_processes(up, 2)
+    done += run_processes(down, 1)
     return {trained.directory.name: trained for trained in done}
 
 

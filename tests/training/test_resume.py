@@ -59,11 +59,12 @@ def test_resume_after_sigkill_under_zero_2(
 
 
 def test_checkpoint_of_another_run_is_refused(
-    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], storage: Any
 ) -> None:
     setup = make_setup("mine", checkpoint_every=3, identity={"run": "mine"})
     with pytest.raises(StoppedError):
         run_here(setup, after_step=stop_after(4))
+    storage.wait_for(setup.run, "checkpoint", 3)
     other = make_setup("other", identity={"run": "other"})
     shutil.copytree(Path(setup.run) / "checkpoints", Path(other.run) / "checkpoints")
     with pytest.raises(TrainingError, match=r"made with run = mine, this run has other"):
@@ -71,10 +72,15 @@ def test_checkpoint_of_another_run_is_refused(
 
 
 def test_old_checkpoints_are_deleted_and_manifest_names_the_state(
-    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any]
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], storage: Any
 ) -> None:
     setup = make_setup("kept", checkpoint_every=3, checkpoint_keep=2)
-    run_here(setup)
+
+    def written(step: int) -> None:
+        if (step + 1) % 3 == 0:
+            storage.wait_for(setup.run, "checkpoint", step + 1)
+
+    run_here(setup, after_step=written)
     left = sorted(d.name for d in (Path(setup.run) / "checkpoints").iterdir())
     assert left == ["00000018", "00000020"]
     manifest = json.loads((Path(setup.run) / "checkpoints" / "00000020" / "manifest.json").read_text())

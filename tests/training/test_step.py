@@ -89,6 +89,25 @@ def test_a_checkpoint_from_before_the_first_update_can_be_loaded(
     assert engine.learning_rate == pytest.approx(setup.learning_rate / 2)
 
 
+def test_a_step_that_was_skipped_is_in_no_checkpoints_means(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN is no JSON: the manifest could not be written, and the run would fail at the same step again and again."""
+    whole = loop.train_window
+
+    def spoil_the_third(engine: Any, gang: Any, reference: Any, window: Any, *more: Any, **options: Any) -> Any:
+        if window.plan.step == 2:
+            first = window.batches[0]
+            bad = replace(first, reference_logps_B=torch.full_like(first.reference_logps_B, -torch.inf))
+            window = replace(window, batches=(bad, *window.batches[1:]))
+        return whole(engine, gang, reference, window, *more, **options)
+
+    monkeypatch.setattr(loop, "train_window", spoil_the_third)
+    run = run_here(make_setup("one-nan", checkpoint_every=1, max_tokens_per_micro_batch=40))
+    assert run.metrics[2]["grad_norm"] is None
+    assert run.outcome["skipped_steps"] == 1
+
+
 def test_a_run_that_cannot_take_a_step_gives_up(
     make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

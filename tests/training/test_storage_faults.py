@@ -219,7 +219,7 @@ def test_one_that_was_given_up_for_dead_commits_nothing(
 
     def hook(step: int) -> None:
         if step == 4:
-            Attempt.begin(Path(setup.run), SoloGang())
+            Attempt.begin(Path(setup.run), SoloGang(), storage.checkpoints(setup.run))
 
     with pytest.raises(StaleAttemptError, match="attempt 2 has taken over from attempt 1"):
         run_here(setup, after_step=hook)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bco_ray.storage.run_journal import RunJournal
-from bco_ray.training.watchdog import EXIT_CODE
+from bco_ray.training.watchdog import EXIT_CODE, LOOKS_PER_LIMIT, collective_seconds
 
 BEGIN = """
 import sys, threading, time
@@ -79,3 +79,10 @@ def test_one_that_gets_on_or_fails_by_itself_is_left_alone(tmp_path: Path, progr
     assert done.returncode == code, done.stderr
     assert list(tmp_path.iterdir()) == []
     assert done.stdout.strip() == ("done 1" if code == 0 else "")
+
+
+@pytest.mark.parametrize("hang_seconds", [1, 600, 1800, 7200, 86400])
+def test_the_watchdog_is_quicker_than_the_time_limit_of_collectives(hang_seconds: float) -> None:
+    """Else the worker that waits would end the group before the one that hangs could say so."""
+    notices_after = hang_seconds * (1 + 1 / LOOKS_PER_LIMIT)
+    assert collective_seconds(hang_seconds) > notices_after + 60
