@@ -45,6 +45,13 @@ class CheckpointSpec(Section):
     best_by: Literal["auc", "loss", "rewards/margins", "rewards/accuracies"] = "auc"
     storage: str | None = None
 
+    @model_validator(mode="after")
+    def _writable(self) -> CheckpointSpec:
+        scheme, mark, _ = (self.storage or "").partition("://")
+        if mark and scheme not in {"file", "s3", "gs"}:
+            raise ValueError(f"storage: {self.storage} cannot be written to; use a directory, s3:// or gs://")
+        return self
+
 
 class TrainingSpec(Section):
     """The optimizer and the gang. `auto`: learning rate from model size and adapter, micro-batch from the machine.

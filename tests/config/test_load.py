@@ -55,6 +55,7 @@ def test_a_number_of_workers_or_a_range(tmp_path: Path, given: str, workers: tup
         ("training.num_workers=[2, 1]", r"num_workers: \[fewest, most\] must be in that order"),
         ("training.num_workers=[0, 2]", "training.num_workers"),
         ("training.max_failures=-1", "training.max_failures"),
+        ("training.checkpoint.storage=ftp://x", "ftp://x cannot be written to; use a directory, s3:// or gs://"),
         ("training.hang_seconds=0", "training.hang_seconds"),
         ("training.hang_seconds=.inf", "training.hang_seconds"),
         ("training.checkpoint.every_steps=0", "training.checkpoint.every_steps"),

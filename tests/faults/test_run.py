@@ -94,11 +94,11 @@ def test_killed_in_every_phase(faults: Any, spec: Path, environment: dict[str, s
 def planned(faults: Any) -> Iterator[list[tuple[str, bool]]]:
     """In which phases each run is killed, in their order, and whether every process or only the one that is there.
 
-    Two kills in the short set. In a long one each phase in turn; a run whose worker alone is killed survives it, so
+    One kill in the short set. In a long one each phase in turn; a run whose worker alone is killed survives it, so
     nothing comes after that.
     """
     if faults.points < 12:
-        yield [("score", True), ("train", True)]
+        yield [("train", True)]
         return
     names = list(PHASES)
     for number in range(faults.points // 3):

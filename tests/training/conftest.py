@@ -36,6 +36,7 @@ from bco_ray.training.metrics import MetricsLog
 from bco_ray.training.setup import TrainSetup
 from bco_ray.training.step import Objective
 
+QUICK = Backoff(first_seconds=0.005, longest_seconds=0.02)
 STOPPABLE = Path(__file__).with_name("stoppable.py")
 
 
@@ -166,6 +167,7 @@ class Storage:
 
     store: FaultyStore
     patience_seconds: float = 60.0
+    backoff: Backoff = QUICK
 
     def events(self, run: Path | str, *kinds: str) -> list[dict[str, Any]]:
         """Of these kinds, or all."""
@@ -191,18 +193,17 @@ class Storage:
 def storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Storage]:
     """A store that can be told to fail; tries follow each other at once."""
     found = Storage(FaultyStore(DirectoryStore(tmp_path)))
-    backoff = Backoff(first_seconds=0.005, longest_seconds=0.02)
 
     def opened(uri: str) -> FaultyStore:
         found.store.inner = DirectoryStore(Path(uri))
         return found.store
 
     def made(*arguments: Any, **options: Any) -> Checkpoints:
-        return Checkpoints(*arguments, **options, backoff=backoff, patience_seconds=found.patience_seconds)
+        return Checkpoints(*arguments, **options, backoff=found.backoff, patience_seconds=found.patience_seconds)
 
     monkeypatch.setattr(assembling, "open_store", opened)
     monkeypatch.setattr(assembling, "Checkpoints", made)
-    monkeypatch.setattr(loop, "Backoff", lambda: backoff)
+    monkeypatch.setattr(loop, "Backoff", lambda: found.backoff)
     yield found
     found.store.heal()
 

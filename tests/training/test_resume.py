@@ -1,4 +1,4 @@
-"""Interrupted equals uninterrupted."""
+"""Interrupted equals uninterrupted, in one process; `tests/faults` kills several."""
 
 import json
 import shutil
@@ -48,14 +48,6 @@ def test_resume_is_bit_exact(make_setup: Callable[..., TrainSetup], run_here: Ca
         with pytest.raises(StoppedError):
             run_here(setup, after_step=stop_after(step))
     assert_identical(run_here(setup), whole)
-
-
-def test_resume_after_sigkill_under_zero_2(
-    make_setup: Callable[..., TrainSetup], run_processes: Callable[..., Any], two_workers: dict[str, Any]
-) -> None:
-    setup = make_setup("killed", zero_stage=2, max_tokens_per_micro_batch=40, checkpoint_every=4)
-    run_processes([setup], 2, stop_after=13)
-    assert_identical(run_processes([setup], 2)[0], two_workers["zero2"])
 
 
 def test_checkpoint_of_another_run_is_refused(
