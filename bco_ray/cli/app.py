@@ -35,6 +35,9 @@ def main() -> None:
     except BcoError as error:
         console.print(f"[bold red]error[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.print("[bold red]error[/] interrupted.", highlight=False)
+        sys.exit(130)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bco_ray.config import deepspeed_json
 from bco_ray.config.section import Auto, Positive, PositiveInt, Section
@@ -84,11 +84,12 @@ class TrainingSpec(Section):
         """Fewest and most."""
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
-    @model_validator(mode="after")
-    def _ordered(self) -> TrainingSpec:
-        if self.workers[0] > self.workers[1]:
-            raise ValueError("num_workers: [fewest, most] must be in that order")
-        return self
+    @field_validator("num_workers")
+    @classmethod
+    def _ordered(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError("[fewest, most] must be in that order")
+        return value
 
     @model_validator(mode="after")
     def _said_once(self) -> TrainingSpec:

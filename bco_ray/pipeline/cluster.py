@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -52,7 +53,8 @@ def cluster(
         ray.init(**({} if os.environ.get("RAY_ADDRESS") else local), log_to_driver=False, logging_level=logging.WARNING)
     configure_data()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler dumps core
+        for number in (signal.SIGTERM, signal.SIGINT):  # Ray's own handler dumps core
+            signal.signal(number, _Interrupt())
     try:
         _check_room(needed)
         yield
@@ -67,8 +69,17 @@ def cluster(
         ray.shutdown()
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+class _Interrupt:
+    """A signal handler. Who stops a service may signal its process and then its group: within a second that is one."""
+
+    def __init__(self) -> None:
+        self._at = -math.inf
+
+    def __call__(self, *_: object) -> None:
+        now, before = time.monotonic(), self._at
+        if now - before > 1:
+            self._at = now
+            raise KeyboardInterrupt
 
 
 @contextmanager

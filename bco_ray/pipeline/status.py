@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bco_ray.storage import files
 from bco_ray.storage.run_journal import Event
@@ -38,6 +40,8 @@ class RunStatus(BaseModel):
     problem: str | None = None
     waiting_for: str | None = None
     error: str | None = None
+    host: str = Field(default_factory=socket.gethostname)
+    pid: int = Field(default_factory=os.getpid)
     updated_at: float = 0.0
 
     def after(self, event: Event) -> RunStatus:
@@ -59,7 +63,7 @@ _CHANGES: dict[str, _Change] = {
     "waiting": lambda s, e: {"state": "waiting", "waiting_for": _lack(e)},
     "placed": lambda s, e: {"state": "starting", "waiting_for": None},
     "training": lambda s, e: {"state": "running", "waiting_for": None, "problem": None, "workers": e["workers"],
-                              "step": e["step"], "total_steps": e["total_steps"]},
+                              "step": e["step"], "total_steps": e["total_steps"], "checkpoint_step": e["step"] or None},
     "checkpoint": lambda s, e: {"checkpoint_step": e["step"], "problem": None},
     "checkpoint_failed": lambda s, e: {"problem": _words_for_checkpoint(e)},
     "checkpoint_missing": lambda s, e: {"problem": f"checkpoint {e['step']} could not be written in time"},

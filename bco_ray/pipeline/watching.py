@@ -56,6 +56,7 @@ class Watch:
         self._status = StatusFile(run)
         self._dry_run = run / "dry_run.json"
         self._told_dry_run = self._dry_run.exists()
+        self._status.write(None)  # what a killed command left there is not so any more
 
     def look(self) -> None:
         """Whatever there is; storage that cannot be read now is looked at again next time."""

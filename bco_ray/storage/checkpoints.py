@@ -171,11 +171,9 @@ class CheckpointStore:
                     self.store.delete(name)
 
     def sweep(self, step: int, attempt: int) -> None:
-        """Delete what no attempt up to this one committed below `step`: what was given up, or died while it wrote."""
+        """Delete what no attempt up to this one has committed below `step`: given up, died while it wrote, damaged."""
         names = self.store.sizes()
-        kept = {
-            _step_of(name) for name in names if name.partition("/")[2] in (files.MANIFEST, files.MANIFEST + _DAMAGED)
-        }
+        kept = {_step_of(name) for name in names if name.partition("/")[2] == files.MANIFEST}
         for name in names:
             below = -1 < _step_of(name) < step
             if below and _step_of(name) not in kept and (_attempt_of(name) or 0) <= attempt:

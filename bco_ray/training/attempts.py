@@ -153,15 +153,18 @@ class Attempts:
                 self._journal.write("growing", workers=workers, room=workers + more)
 
     def _stop_cleanly(self, group: Group, began: int) -> None:
-        """If there is anything to save. Another KeyboardInterrupt ends the waiting."""
-        if not self._has(began, "training"):
-            return
+        """Waits if there is anything to save; another KeyboardInterrupt ends that.
+
+        A group that has not begun is asked too: should it still come to its first step, it goes no further.
+        """
         with suppress(OSError):  # a full disk: then without a checkpoint
             stopping.ask_to_stop(self._run, "interrupted")
+        if not self._has(began, "training"):
+            return
         self._journal.write("stopping", because="interrupted")
         if group.wait(GRACE_SECONDS):
             self._saved = isinstance(group.result(), Finished)
-        stopping.withdraw(self._run)
+            stopping.withdraw(self._run)
 
     def _has(self, began: int, kind: str) -> bool:
         return any(event["event"] == kind for event in self._journal.read(since=began))
