@@ -108,6 +108,7 @@ class StatusFile:
     def __init__(self, run: Path) -> None:
         self.path = run / "status.json"
         self.status = RunStatus()
+        self._told = ""
 
     def words_for(self, event: Event) -> str:
         """What a person is told of an event, before it is added: nothing if it is what one would expect.
@@ -117,8 +118,9 @@ class StatusFile:
         kind, problem = event["event"], self.status.problem
         if kind == "checkpoint" and problem:
             return f"checkpoint {event['step']} is written: no trouble any more"
-        if kind not in _WORDS or (kind in _TROUBLES and problem):
+        if kind not in _WORDS or (problem and kind in _TROUBLES and kind == self._told):
             return ""
+        self._told = kind if kind in _TROUBLES else self._told
         return _WORDS[kind](event)
 
     def add(self, event: Event) -> None:

@@ -227,6 +227,7 @@ def _settle_checkpoint(run: Run, outcome: Outcome) -> None:
 
 
 def _write_model(run: Run, state: LoopState, exported: dict[str, torch.Tensor]) -> None:
+    run.metrics.flush()
     target = Path(run.setup.run) / "model"
     if target.exists():
         return

@@ -111,6 +111,11 @@ class MetricsLog:
             if not waited:
                 logger.warning("%s: cannot be written (%s); kept in memory until it can", self.path, error.strerror)
 
+    def flush(self) -> None:
+        """Write what a full disk has kept waiting. Raises OSError if it still cannot be."""
+        if self._unwritten:
+            self._write()
+
     def _write(self) -> None:
         """What a write that failed left behind half goes first."""
         with self.path.open("ab") as file:

@@ -44,14 +44,6 @@ def event(kind: str, **facts: Any) -> dict[str, Any]:
     return {"at": 1.0, "event": kind, **EXAMPLES[kind], **facts}
 
 
-def words_for(told: dict[str, Any], *before: dict[str, Any]) -> str:
-    """What is said of an event, after others."""
-    file = StatusFile(Path("nowhere"))
-    for one in before:
-        file.add(one)
-    return file.words_for(told)
-
-
 def update(file: StatusFile, events: list[dict[str, Any]], progress: Progress | None) -> None:
     for one in events:
         file.add(one)
@@ -83,6 +75,7 @@ def words(kind: str, *before: str) -> str:
     """What is said of it after others."""
     file = StatusFile(Path("nowhere"))
     for earlier in before:
+        file.words_for(event(earlier))
         file.add(event(earlier))
     return file.words_for(event(kind))
 
@@ -111,6 +104,7 @@ def test_a_trouble_that_lasts_is_told_once_and_so_is_its_end() -> None:
     assert "no trouble any more" in words("checkpoint", "training", "checkpoint_failed")
     assert words("checkpoint", "training", "checkpoint_failed", "checkpoint") == ""
     assert words("checkpoint_failed", "training", "checkpoint_failed", "checkpoint")
+    assert words("export_failed", "training", "checkpoint_failed"), "another trouble is told"
 
 
 def fold(*events: dict[str, Any]) -> RunStatus:
