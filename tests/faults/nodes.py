@@ -80,8 +80,8 @@ def take_away(cluster: Cluster, node: Any, how: str) -> None:
 
 
 def sizes(events: list[Event]) -> list[int]:
-    """Workers of each attempt that trained."""
-    return [event["workers"] for event in events if event["event"] == "training"]
+    """Workers of each attempt, from when it is about to start: what comes then is there before its steps are done."""
+    return [event["workers"] for event in events if event["event"] == "attempt"]
 
 
 def in_thread(setup: TrainSetup) -> threading.Thread:

@@ -28,12 +28,12 @@ from bco_ray.training.step import Objective
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
 HERE = Path(__file__).parent
-STEPS = 200
+STEPS = 400
 
 
 @pytest.fixture
 def setup(faults: Any, tmp_path: Path) -> TrainSetup:
-    """An elastic training of 200 steps."""
+    """An elastic training of 400 steps."""
     (faults.root / "run").mkdir()
     model = write_tiny_model(tmp_path / "model")
     write_scored(tmp_path / "scored", model, chosen=40, rejected=80, shards=3)
