@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/bco demo $(ARGS)
 
 test: lint
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 soak: install
 	$(BIN)/python benchmarks/soak.py $(ARGS)

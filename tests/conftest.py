@@ -37,6 +37,13 @@ def ray_cluster() -> Iterator[None]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests run in two processes (`-n 2`); all that use Ray share one of them, and its cluster."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The human votes that live beside the repository in some checkouts."""

@@ -301,6 +301,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(300 + 20 * POINTS))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of the processes (`-n 2`) has ended: what it counted is added here."""
+    for name, counts in getattr(node, "workeroutput", {}).get("faults", {}).items():
+        node.config.stash.setdefault(COUNTS, {}).setdefault(name, Counter()).update(counts)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In such a process: what is passed on."""
+    if hasattr(session.config, "workeroutput"):
+        counts = session.config.stash.get(COUNTS, {})
+        session.config.workeroutput["faults"] = {name: dict(counter) for name, counter in counts.items()}
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """`faults: feedback log: 12 kills, 1,834 votes acknowledged, 0 lost`, one line per name."""
     for name, counts in config.stash.get(COUNTS, {}).items():
