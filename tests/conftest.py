@@ -38,10 +38,10 @@ def ray_cluster() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests run in two processes (`-n 2`); all that use Ray share one of them, and its cluster."""
+    """Tests run in two processes (`-n 2`): a module in one of them, all that use the session's cluster in the same."""
+    with_cluster = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_cluster else str(item.path)))
 
 
 @pytest.fixture(scope="session")
