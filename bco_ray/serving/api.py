@@ -7,46 +7,50 @@ from fastapi.responses import JSONResponse, Response
 
 import bco_ray
 from bco_ray.serving import chat, errors, feedback, wire
-from bco_ray.serving.catalog import Catalog
+from bco_ray.serving.args import Served
+from bco_ray.serving.engine import Engine
 from bco_ray.serving.errors import ApiError
 from bco_ray.serving.metrics import Metrics
 from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.text import Tokenizer
 
 
-def create_api(catalog: Catalog, log: FeedbackLog, *, send_request_id: bool = True) -> FastAPI:
-    """The app. Engines are started and stopped by the caller; `send_request_id` False if a proxy in front does it."""
+def create_api(
+    engine: Engine, served: Served, tokenizer: Tokenizer, log: FeedbackLog, *, send_request_id: bool = True
+) -> FastAPI:
+    """The app. The engine is started and stopped by the caller; `send_request_id` False if a proxy in front does it."""
     api = FastAPI(title="bco-ray", version=bco_ray.__version__, docs_url=None, redoc_url=None)
     metrics = Metrics()
     errors.install(api, send_request_id=send_request_id)
-    api.include_router(chat.router(chat.Backend(catalog, log, metrics)))
+    api.include_router(chat.router(chat.Backend(engine, served, tokenizer, log, metrics)))
     api.include_router(feedback.router(log, metrics))
-    api.include_router(_models(catalog))
-    api.include_router(_operations(catalog, metrics))
+    api.include_router(_models(served))
+    api.include_router(_operations(engine, served, metrics))
     return api
 
 
-def _models(catalog: Catalog) -> APIRouter:
+def _models(served: Served) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/v1/models")
     async def list_models() -> Response:
-        return JSONResponse(wire.page([wire.model(served, name) for name, served in catalog.models()]))
+        return JSONResponse(wire.page([wire.model(served, name) for name in (served.model_id, *served.aliases)]))
 
     @routes.get("/v1/models/{name:path}")
     async def get_model(name: str) -> Response:
-        with catalog.lease(name, None) as target:
-            return JSONResponse(wire.model(target.served, name))
+        chat.check_model(served, name)
+        return JSONResponse(wire.model(served, name))
 
     return routes
 
 
-def _operations(catalog: Catalog, metrics: Metrics) -> APIRouter:
+def _operations(engine: Engine, served: Served, metrics: Metrics) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/")
     async def pointers() -> Response:
         links = ["/v1/models", "/v1/chat/completions", "/v1/feedback", "/readyz", "/metrics", "/openapi.json"]
-        return JSONResponse({"service": "bco-ray", "models": [name for name, _ in catalog.models()], "routes": links})
+        return JSONResponse({"service": "bco-ray", "model": served.model_id, "routes": links})
 
     @routes.get("/healthz")
     async def alive() -> Response:
@@ -54,12 +58,13 @@ def _operations(catalog: Catalog, metrics: Metrics) -> APIRouter:
 
     @routes.get("/readyz")
     async def ready() -> Response:
-        health = await catalog.health()
+        health = await engine.health()
         if not health.ok:
             raise ApiError(503, f"The engine is not ready: {health.detail}", code="engine_unavailable")
-        load = await catalog.load()
-        models = sorted({served.model_id for _, served in catalog.models()})
-        return JSONResponse({"status": "ok", "models": models, "running": load.running, "waiting": load.waiting})
+        load = await engine.load()
+        return JSONResponse(
+            {"status": "ok", "model": served.model_id, "running": load.running, "waiting": load.waiting}
+        )
 
     @routes.get("/metrics")
     async def prometheus() -> Response:

@@ -19,9 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from bco_ray.errors import ServingError
 from bco_ray.serving.api import create_api
 from bco_ray.serving.args import ServeArgs, Served, describe
-from bco_ray.serving.catalog import FixedCatalog, Target
 from bco_ray.serving.engine import (
-    Adapter,
     EngineDeadError,
     EngineOverloadedError,
     GenRequest,
@@ -109,11 +107,13 @@ class Gateway:
 
     def __init__(self, args: ServeArgs, served: Served, model: DeploymentHandle) -> None:
         self._log = FeedbackLog.open(args.storage)
-        self._target = Target(served, load_tokenizer(served.tokenizer_dir), RemoteEngine(model))
+        self._served = served
+        self._engine = RemoteEngine(model)
+        self._tokenizer = load_tokenizer(served.tokenizer_dir)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook; its proxy sends `x-request-id` itself."""
-        return create_api(FixedCatalog(self._target), self._log, send_request_id=False)
+        return create_api(self._engine, self._served, self._tokenizer, self._log, send_request_id=False)
 
 
 class RemoteEngine:
@@ -142,14 +142,6 @@ class RemoteEngine:
             raise EngineDeadError("the model's process was lost; it is being replaced") from None
         finally:
             stream.cancel()
-
-    async def load_adapter(self, adapter: Adapter) -> None:
-        """See `Engine.load_adapter`."""
-        raise NotImplementedError
-
-    async def unload_adapter(self, name: str) -> None:
-        """See `Engine.unload_adapter`."""
-        raise NotImplementedError
 
     async def health(self) -> Health:
         """Not ok also if the replica cannot be asked."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import jinja2
 from fastapi import APIRouter
@@ -15,22 +15,22 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from bco_ray.errors import BcoError
 from bco_ray.schema import Message
 from bco_ray.serving import wire
-from bco_ray.serving.catalog import Catalog, Target
-from bco_ray.serving.engine import GenRequest
+from bco_ray.serving.args import Served
+from bco_ray.serving.engine import Engine, GenRequest
 from bco_ray.serving.errors import ApiError, as_api_error
 from bco_ray.serving.generation import Generation, Indexed, Prompt
 from bco_ray.serving.metrics import Metrics
 from bco_ray.storage.feedback_log import FeedbackLog, new_completion_id
 from bco_ray.text import Tokenizer, content_text, template_inputs
 
-Body = TypeVar("Body", bound=wire.SamplingRequest)
-
 
 @dataclass(frozen=True)
 class Backend:
     """What the routes work with."""
 
-    catalog: Catalog
+    engine: Engine
+    served: Served
+    tokenizer: Tokenizer
     log: FeedbackLog
     metrics: Metrics
 
@@ -41,43 +41,38 @@ def router(backend: Backend) -> APIRouter:
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(body: wire.ChatRequest) -> Response:
-        return await _answer(backend, body, _chat_prompt)
+        check_model(backend.served, body.model)
+        return await _answer(backend, body, _chat_prompt(backend.tokenizer, body), chat=True)
 
     @routes.post("/v1/completions")
     async def completions(body: wire.TextRequest) -> Response:
-        return await _answer(backend, body, _text_prompt)
+        check_model(backend.served, body.model)
+        return await _answer(backend, body, _text_prompt(backend.tokenizer, body.prompt), chat=False)
 
     return routes
 
 
-async def _answer(backend: Backend, body: Body, render: Callable[[Tokenizer, Body], Prompt]) -> Response:
-    """One version answers all of it: the lease lasts until the reply is whole, or its stream has ended."""
-    with ExitStack() as stack:
-        target = stack.enter_context(backend.catalog.lease(body.model, body.user))
-        generation = _generation(target, body, render(target.tokenizer, body))
-        if not body.stream:
-            return await _whole(backend, body, generation)
-        events = generation.events()
-        first = await anext(events)  # what goes wrong before the first token is a plain HTTP error
-        return StreamingResponse(
-            _held(stack.pop_all(), _stream(backend, body, generation, first, events)),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-        )
+def check_model(served: Served, name: str) -> None:
+    """Raises ApiError 404 `model_not_found` unless `name` is one of the served model's."""
+    if name not in served.names:
+        known = ", ".join((served.model_id, *served.aliases))
+        message = f"The model {name!r} does not exist here. Served: {known}."
+        raise ApiError(404, message, code="model_not_found", param="model")
 
 
-def _generation(target: Target, body: wire.SamplingRequest, prompt: Prompt) -> Generation:
-    chat = isinstance(body, wire.ChatRequest)
+async def _answer(backend: Backend, body: wire.SamplingRequest, prompt: Prompt, *, chat: bool) -> Response:
+    requests = _requests(backend.served, body, prompt.ids)
     answer_id = new_completion_id("chatcmpl" if chat else "cmpl")
-    head = wire.Head(answer_id, wire.now(), target.served, chat)
-    return Generation(target.engine, head, prompt, _requests(target, body, prompt.ids))
-
-
-async def _held(lease: ExitStack, stream: AsyncGenerator[str]) -> AsyncIterator[str]:
-    with lease:
-        async with aclosing(stream):
-            async for text in stream:
-                yield text
+    generation = Generation(backend.engine, wire.Head(answer_id, wire.now(), backend.served, chat), prompt, requests)
+    if not body.stream:
+        return await _whole(backend, body, generation)
+    events = generation.events()
+    first = await anext(events)  # what goes wrong before the first token is a plain HTTP error
+    return StreamingResponse(
+        _stream(backend, body, generation, first, events),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+    )
 
 
 async def _whole(backend: Backend, body: wire.SamplingRequest, generation: Generation) -> Response:
@@ -90,7 +85,7 @@ async def _whole(backend: Backend, body: wire.SamplingRequest, generation: Gener
 
 async def _stream(
     backend: Backend, body: wire.SamplingRequest, generation: Generation, first: Indexed, rest: AsyncGenerator[Indexed]
-) -> AsyncGenerator[str]:
+) -> AsyncIterator[str]:
     """Server-sent events; an error in the middle is the last event, as an envelope and without `[DONE]`."""
     async with aclosing(rest):
         try:
@@ -138,9 +133,8 @@ def _sse(value: wire.Json) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def _requests(target: Target, body: wire.SamplingRequest, ids: list[int]) -> list[GenRequest]:
+def _requests(served: Served, body: wire.SamplingRequest, ids: list[int]) -> list[GenRequest]:
     """One request per choice, cut to what the window leaves. Raises ApiError if the prompt alone fills it."""
-    served = target.served
     room = served.context_window - len(ids)
     if room < 1:
         message = (
@@ -157,7 +151,6 @@ def _requests(target: Target, body: wire.SamplingRequest, ids: list[int]) -> lis
             top_k=max(0, body.top_k or 0),
             seed=None if body.seed is None else body.seed + index,
             stop=tuple(body.stop or ()),
-            adapter=target.adapter,
         )
         for index in range(body.n or 1)
     ]
@@ -186,9 +179,8 @@ def _plain(position: int, message: Message) -> Message:
     return message.model_copy(update={"content": content_text(message)})
 
 
-def _text_prompt(tokenizer: Tokenizer, body: wire.TextRequest) -> Prompt:
+def _text_prompt(tokenizer: Tokenizer, prompt: str | list[int]) -> Prompt:
     """The log keeps a raw prompt as one user message."""
-    prompt = body.prompt
     ids: list[Any] = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
     text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
     return Prompt(list(ids), [{"role": "user", "content": text}])

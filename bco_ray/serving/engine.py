@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from bco_ray.errors import ServingError
@@ -25,26 +24,11 @@ class RequestRefusedError(ServingError):
     """This one request cannot be served; others are unaffected."""
 
 
-class DeadlineError(ServingError):
-    """The answer was not done by its deadline."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter that rows may ask for. `name` is its exact version (`helper/3`): it never means other weights."""
-
-    name: str
-    directory: Path
-
-
 @dataclass(frozen=True)
 class GenRequest:
     """One answer to sample. `token_ids`: the rendered prompt; temperature 0 takes the likeliest token; top_k 0 is off.
 
     The same seed gives the same answer; None draws one. A stop string ends the answer and is not part of its text.
-    `logprobs` k asks for the log-probability of each new token and of the k likeliest (None: not asked for), before
-    temperature and filters. `adapter` None: the engine's own weights. After `deadline` (unix seconds) the request
-    fails, waiting or running. Slots are shared fairly between the values of `share` (an API key's id).
     """
 
     token_ids: list[int]
@@ -54,35 +38,19 @@ class GenRequest:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    adapter: Adapter | None = None
-    deadline: float | None = None
-    share: str = ""
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """The log-probability of one new token, and the likeliest ones (id, logprob), best first."""
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class TokenEvent:
     """What one step added: token ids, and the text that may be shown by now (perhaps none: it is held back while it
     could be half a character or the start of a stop string). The last event has the finish reason `stop` or `length`;
-    `ended` tells the model's own end token from a stop string, which the trainer must not take for one. `logprobs` has
-    one entry per token id where they were asked for. `cached` (in the first event): prompt tokens read from a cache.
+    `ended` tells the model's own end token from a stop string, which the trainer must not take for one.
     """
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
     ended: bool = False
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,21 +63,10 @@ class Health:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests in the running batch, and requests that wait for one; tokens that the running ones hold in the KV cache,
-    and how many fit; loaded adapters. Counters since the start: prompt tokens, and those of them that a cache knew.
-    """
+    """Requests in the running batch, and requests that wait for one."""
 
     running: int
     waiting: int
-    kv_tokens: int = 0
-    kv_capacity: int = 0
-    adapters: tuple[str, ...] = ()
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-
-    def __add__(self, other: Load) -> Load:
-        """Of two engines together."""
-        return Load(*(mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 class Engine(Protocol):
@@ -124,15 +81,8 @@ class Engine(Protocol):
     def generate(self, request: GenRequest) -> AsyncGenerator[TokenEvent]:
         """Sample one answer; closing the generator cancels.
 
-        An adapter that is not loaded yet is loaded first. Raises (from the first step) EngineOverloadedError,
-        EngineDeadError, DeadlineError or RequestRefusedError.
+        Raises (from the first step) EngineOverloadedError, EngineDeadError or RequestRefusedError.
         """
-
-    async def load_adapter(self, adapter: Adapter) -> None:
-        """Have it ready before traffic needs it, beside what runs. Raises ModelError; then nothing has changed."""
-
-    async def unload_adapter(self, name: str) -> None:
-        """Forget it once no request uses it; unknown ones are no error."""
 
     async def health(self) -> Health:
         """Whether generation is possible."""

@@ -17,8 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bco_ray.errors import BcoError, ConflictError, StorageError
-from bco_ray.serving.catalog import ModelNotFoundError
-from bco_ray.serving.engine import DeadlineError, EngineDeadError, EngineOverloadedError, RequestRefusedError
+from bco_ray.serving.engine import EngineDeadError, EngineOverloadedError, RequestRefusedError
 from bco_ray.storage.feedback_log import NotFoundError
 from bco_ray.telemetry import logger
 
@@ -64,10 +63,6 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(429, str(error), code="overloaded", headers={"retry-after": "1"})
         case EngineDeadError():
             return ApiError(503, str(error), code="engine_unavailable", headers={"retry-after": "2"})
-        case DeadlineError():
-            return ApiError(408, str(error), code="deadline_exceeded")
-        case ModelNotFoundError():
-            return ApiError(404, str(error), code="model_not_found", param="model")
         case RequestRefusedError():
             return ApiError(400, str(error), code="request_refused")
         case NotFoundError():

@@ -21,11 +21,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from bco_ray.errors import ModelError
 from bco_ray.models.generate import end_token_ids
 from bco_ray.models.loading import base_of, load_frozen
 from bco_ray.serving.engine import (
-    Adapter,
     EngineDeadError,
     EngineOverloadedError,
     GenRequest,
@@ -95,13 +93,6 @@ class HFEngine:
         finally:
             row.cancelled = True
 
-    async def load_adapter(self, adapter: Adapter) -> None:
-        """This engine has the weights it started with, and no others. Raises ModelError."""
-        raise ModelError(f"{adapter.name}: this engine loads no adapters beside its model.")
-
-    async def unload_adapter(self, name: str) -> None:
-        """See `load_adapter`: there is none."""
-
     async def health(self) -> Health:
         """Dead when the thread is gone or the model fails request after request."""
         if self._closed or not self._thread.is_alive():
@@ -127,8 +118,6 @@ class HFEngine:
     def _admit(self, request: GenRequest) -> Row:
         if self._closed:
             raise EngineDeadError("the engine is not running")
-        if request.adapter:
-            raise RequestRefusedError(f"{request.adapter.name}: this engine loads no adapters beside its model")
         ids = request.token_ids
         if not ids or min(ids) < 0 or max(ids) >= self._vocabulary:
             raise RequestRefusedError("the prompt has no tokens, or ids outside the model's vocabulary")

@@ -100,7 +100,7 @@ def _wait_until_ready(url: str, model_id: str, timeout_seconds: float) -> None:
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             raise ServingError(f"The server did not start: {_reason(application)}")
         answer = _get(f"{url}/readyz")
-        if isinstance(answer, dict) and model_id in answer.get("models", ()):
+        if isinstance(answer, dict) and answer.get("model") == model_id:
             return
         time.sleep(_POLL_SECONDS)
     raise ServingError(

@@ -14,7 +14,6 @@ import uvicorn
 
 from bco_ray.serving.api import create_api
 from bco_ray.serving.args import Served
-from bco_ray.serving.catalog import FixedCatalog, Target
 from bco_ray.serving.engine import Health, Load, TokenEvent
 from bco_ray.storage.feedback_log import FeedbackLog
 
@@ -69,5 +68,5 @@ if __name__ == "__main__":
     served = Served("helper/1", (), "fp", 0, 512, 16, Path())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)  # noqa: T201
-        api = create_api(FixedCatalog(Target(served, Words(), Echo())), log)
+        api = create_api(Echo(), served, Words(), log)
         uvicorn.Server(uvicorn.Config(api, log_level="error")).run(sockets=[listener])

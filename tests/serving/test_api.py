@@ -22,10 +22,7 @@ from fastapi import FastAPI
 from bco_ray.errors import ModelError
 from bco_ray.serving.api import create_api
 from bco_ray.serving.args import ServeArgs, describe
-from bco_ray.serving.catalog import FixedCatalog, Target
 from bco_ray.serving.engine import (
-    Adapter,
-    Engine,
     EngineDeadError,
     EngineOverloadedError,
     GenRequest,
@@ -64,9 +61,6 @@ class Scripted:
         finally:
             self.closed += 1
 
-    async def load_adapter(self, adapter: Adapter) -> None: ...
-    async def unload_adapter(self, name: str) -> None: ...
-
     async def health(self) -> Health:
         return Health(not any(isinstance(e, EngineDeadError) for e in self.events), "scripted")
 
@@ -93,10 +87,6 @@ class Site:
 
     def http(self, method: str, path: str, **options: Any) -> httpx.Response:
         return httpx.request(method, self.url + path, timeout=60, **options)
-
-
-def fixed(engine: Engine, args: ServeArgs) -> FixedCatalog:
-    return FixedCatalog(Target(describe(args), load_tokenizer(args.model_dir), engine))
 
 
 @contextmanager
@@ -126,7 +116,7 @@ def site(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     storage = tmp_path_factory.mktemp("storage")
     args = ServeArgs(model_id="helper/3", model_dir=model_dir, storage=storage, aliases=["helper@prod"])
     engine, log = Scripted(), FeedbackLog.open(storage)
-    with listening(create_api(fixed(engine, args), log)) as url:
+    with listening(create_api(engine, describe(args), load_tokenizer(model_dir), log)) as url:
         yield Site(url, engine, log)
     log.close()
 
@@ -299,7 +289,7 @@ def test_models(site: Site) -> None:
 def test_operations(site: Site) -> None:
     an_answer(site)
     assert site.http("GET", "/healthz").json() == {"status": "ok"}
-    assert site.http("GET", "/readyz").json()["models"] == ["helper/3"]
+    assert site.http("GET", "/readyz").json()["model"] == "helper/3"
     assert "/v1/feedback" in site.http("GET", "/").json()["routes"]
     assert 'bco_answers_total{finish_reason="stop"}' in site.http("GET", "/metrics").text
     assert "/v1/feedback" in site.http("GET", "/openapi.json").json()["paths"]
@@ -477,7 +467,9 @@ def test_the_embedded_engine_behind_the_api(model_dir: Path, tmp_path: Path) -> 
     engine = HFEngine(model_dir, context_window=512)
     asyncio.run(engine.start())
     try:
-        with listening(create_api(fixed(engine, args), FeedbackLog.open(tmp_path))) as url:
+        with listening(
+            create_api(engine, describe(args), load_tokenizer(model_dir), FeedbackLog.open(tmp_path))
+        ) as url:
             client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=60)
             options: Any = {"model": "tiny", "messages": HI, "temperature": 0, "max_tokens": 12}
             whole = client.chat.completions.create(**options)
