@@ -103,6 +103,7 @@ class Faults:
     count: Callable[[str, dict[str, int]], None]
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     points: int = POINTS
+    loaded: bool = False  # whether a kill was armed last, gone off or not
 
     @property
     def environment(self) -> dict[str, str]:
@@ -137,9 +138,8 @@ class Faults:
 
     def outcome(self, child: Child, timeout_seconds: float = 120) -> Outcome:
         """Wait for a child; whatever was armed is disarmed."""
-        armed = self.armed
         status = child.wait(timeout_seconds)
-        fired = armed and not self.armed
+        fired = self.loaded and not self.armed
         self.arm(None)
         return Outcome(status, fired, child.output)
 
@@ -154,6 +154,7 @@ class Faults:
     def arm(self, kill: Kill | None) -> None:
         """From now on, in processes that run already too; None: no more."""
         self._armed.unlink(missing_ok=True)
+        self.loaded = kill is not None
         if kill is not None:
             scratch = self._new_file("arming")
             scratch.write_text(json.dumps({**asdict(kill), "count": str(self._new_file("count"))}))
