@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bco_ray.cli.data import app as data_app
+from bco_ray.cli.models import app as models_app
 from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, Storage, finish
 from bco_ray.config.environment import prepare_environment
 from bco_ray.errors import BcoError
@@ -21,7 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a language model on its own thumbs-up / thumbs-down, on your own Ray cluster, and serve the result.",
 )
-models_app = typer.Typer(no_args_is_help=True, help="The model registry: versions and aliases.")
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 
@@ -98,36 +98,6 @@ def serve(
 
     model, storage = server.what_to_serve(what, storage)
     server.serve(model, storage, host=host, port=port)
-
-
-@models_app.command("list")
-def models_list(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
-    """Names, versions and aliases."""
-    from bco_ray.storage.registry import Registry
-
-    registry = Registry(storage)
-    finish({n: {"versions": registry.versions(n), "aliases": registry.aliases(n)} for n in registry.names()}, as_json)
-
-
-@models_app.command("show")
-def models_show(reference: str, storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
-    """Where a version is and what it was made from."""
-    from bco_ray.storage.registry import Registry
-
-    version = Registry(storage).resolve(reference)
-    finish({"model": version.reference, "directory": str(version.directory), "lineage": version.lineage}, as_json)
-
-
-@models_app.command("promote")
-def models_promote(reference: str, alias: str = "prod", storage: Storage = Path("runs")) -> None:
-    """Point an alias (prod) at a version."""
-    from bco_ray.storage.registry import Registry
-
-    registry = Registry(storage)
-    version = registry.resolve(reference)
-    before = registry.aliases(version.name).get(alias)
-    registry.move_alias(version.name, alias, version.version, expected=before)
-    console.print(f"{version.name}@{alias} is {version.reference} (was {before or 'unset'})")
 
 
 @app.command()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bco_ray.errors import ConflictError, ModelError
+from bco_ray.storage import files
 from bco_ray.storage.registry import Registry
 
 
@@ -98,3 +99,51 @@ def test_what_does_not_exist_is_named_with_what_does(
     registry.register("bot", model, {})
     with pytest.raises(ModelError, match=message):
         registry.resolve(reference)
+
+
+def test_rolling_back_goes_further_back_each_time(registry: Registry, model: Path) -> None:
+    for number in (1, 2, 3):
+        registry.register("helper", model, {"run": str(number)})
+        registry.promote("helper", number)
+    assert registry.rollback("helper") == (2, 3)
+    assert registry.rollback("helper") == (1, 2)
+    with pytest.raises(ModelError, match="no earlier version"):
+        registry.rollback("helper")
+    registry.promote("helper", 3)
+    assert registry.rollback("helper") == (1, 3)
+
+
+def test_a_canary_needs_a_candidate_and_counts_as_a_change(registry: Registry, model: Path) -> None:
+    registry.register("helper", model, {})
+    with pytest.raises(ModelError, match="candidate"):
+        registry.set_canary("helper", 10)
+    registry.promote("helper", 1, "candidate")
+    before = registry.state("helper").generation
+    registry.set_canary("helper", 10)
+    state = registry.state("helper")
+    assert state.canary is not None
+    assert (state.canary.percent, state.generation) == (10, before + 1)
+    registry.set_canary("helper", 0)
+    assert registry.state("helper").canary is None
+
+
+@pytest.mark.parametrize("how", ["changed", "missing", "was added"])
+def test_what_happened_to_a_versions_files_is_seen(registry: Registry, model: Path, how: str) -> None:
+    version = registry.register("helper", model, {})
+    assert registry.verify("helper", 1)
+    file = next(path for path in version.directory.iterdir() if path.name != "lineage.json")
+    if how == "changed":
+        file.write_bytes(file.read_bytes() + b" ")
+    elif how == "missing":
+        file.unlink()
+    else:
+        (version.directory / "more.json").write_text("{}")
+    with pytest.raises(ModelError, match=how):
+        registry.verify("helper", 1)
+
+
+def test_a_version_from_before_digests_cannot_be_verified(registry: Registry, model: Path) -> None:
+    version = registry.register("helper", model, {})
+    lineage = files.read_json(version.directory / "lineage.json")
+    files.write_json(version.directory / "lineage.json", {k: v for k, v in lineage.items() if k != "files"})
+    assert not registry.verify("helper", 1)
