@@ -21,6 +21,7 @@ CausalLM = Any
 """A transformers PreTrainedModel with a language-model head, or a peft model around one."""
 
 ADAPTER_CONFIG = "adapter_config.json"
+_NOT_BY_ROW = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "alora_invocation_tokens")
 _OTHER_FORMATS = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.pth"]
 
 
@@ -75,6 +76,57 @@ def partitioned(config: Mapping[str, Any]) -> Iterator[None]:
     finally:
         unset_hf_deepspeed_config()
         del alive
+
+
+def read_adapter(directory: str | Path, *, dtype: torch.dtype, device: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A LoRA adapter's peft config and weights, for `attach_adapter`. Raises ModelError.
+
+    Only what one forward can apply to some rows and not to others: no DoRA, no biases, no whole modules.
+    """
+    import peft
+
+    try:
+        config = peft.PeftConfig.from_pretrained(str(directory))
+        read = peft.utils.load_peft_weights(str(directory), device="cpu")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{directory}: cannot read the adapter: {_first_line(error)}") from None
+    more = [name for name in _NOT_BY_ROW if getattr(config, name, None)]
+    if config.peft_type != peft.PeftType.LORA or config.bias != "none" or more:
+        raise ModelError(f"{directory}: not a plain LoRA adapter ({', '.join(more) or 'its type or bias'}); merge it.")
+    weights = {name: weight.to(device=device, dtype=dtype) for name, weight in read.items()}
+    if not weights or not all(bool(weight.isfinite().all()) for weight in weights.values()):
+        raise ModelError(f"{directory}: the adapter has no weights, or some that are not finite numbers.")
+    return config, weights
+
+
+def attach_adapter(lm: CausalLM, name: str, config: Any, weights: dict[str, torch.Tensor]) -> CausalLM:
+    """Put an adapter beside those that `lm` has, or around it; the peft model. `name` has neither dots nor slashes.
+
+    Raises ModelError if its weights do not fit exactly; `detach_adapter` then removes what there is of it.
+    """
+    import peft
+
+    quick = {"low_cpu_mem_usage": True, "autocast_adapter_dtype": False}
+    config.inference_mode = True
+    try:
+        if isinstance(lm, peft.PeftModel):
+            lm.add_adapter(name, config, **quick)
+        else:
+            lm = peft.PeftModel(lm, config, adapter_name=name, **quick)
+        result = peft.set_peft_model_state_dict(lm, weights, adapter_name=name, low_cpu_mem_usage=True)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the adapter does not fit the model: {_first_line(error)}") from None
+    missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
+    if missing or result.unexpected_keys:
+        raise ModelError(f"the adapter does not fit the model: {(missing + result.unexpected_keys)[0]}")
+    lm.eval()
+    return lm
+
+
+def detach_adapter(lm: CausalLM, name: str) -> None:
+    """Take an adapter off a peft model; one that is not there is no error."""
+    if name in getattr(lm, "peft_config", {}):
+        lm.delete_adapter(name)
 
 
 def export_model(lm: CausalLM, directory: Path, state: dict[str, torch.Tensor], tokenizer_from: str | Path) -> None:

@@ -20,7 +20,8 @@ from bco_ray.serving.engine import (
     RequestRefusedError,
     TokenEvent,
 )
-from bco_ray.serving.hf_engine import DenseBatch, HFEngine
+from bco_ray.serving.hf_engine import HFEngine
+from bco_ray.serving.network import Network
 from bco_ray.testing.tiny import write_tiny_model
 
 T = TypeVar("T")
@@ -179,14 +180,14 @@ def test_impossible_requests_are_refused_at_once(directory: Path, bad: GenReques
 def test_a_request_that_breaks_the_model_fails_alone(
     directory: Path, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = DenseBatch.forward
+    logits = Network.logits
 
-    def fragile(self: DenseBatch) -> torch.Tensor:
-        if (self._new_BT == 299).any():
+    def fragile(self: Network, new_BT: Any, *rest: Any) -> torch.Tensor:
+        if any(299 in row for row in new_BT):
             raise RuntimeError("out of memory, say")
-        return forward(self)
+        return logits(self, new_BT, *rest)
 
-    monkeypatch.setattr(DenseBatch, "forward", fragile)
+    monkeypatch.setattr(Network, "logits", fragile)
 
     async def use(engine: HFEngine) -> list[Any]:
         requests = [greedy(prompts[0]), greedy([299]), greedy(prompts[1])]
@@ -210,10 +211,10 @@ def test_too_many_waiting_requests_are_turned_away(directory: Path, prompts: lis
 
 
 def test_a_model_that_always_fails_is_unhealthy(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: DenseBatch) -> torch.Tensor:
+    def broken(*_: Any) -> torch.Tensor:
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(DenseBatch, "forward", broken)
+    monkeypatch.setattr(Network, "logits", broken)
 
     async def use(engine: HFEngine) -> list[bool]:
         seen = [(await engine.health()).ok]
@@ -226,10 +227,10 @@ def test_a_model_that_always_fails_is_unhealthy(directory: Path, monkeypatch: py
 
 
 def test_a_dead_thread_fails_what_waits(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(_: DenseBatch) -> torch.Tensor:
+    def bug(*_: Any) -> torch.Tensor:
         raise TypeError("a mistake of ours")
 
-    monkeypatch.setattr(DenseBatch, "forward", bug)
+    monkeypatch.setattr(Network, "logits", bug)
     monkeypatch.setattr("threading.excepthook", lambda *_: None)
 
     async def use(engine: HFEngine) -> bool:
