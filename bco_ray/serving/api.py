@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response
 
 import bco_ray
-from bco_ray.serving import chat, errors, feedback, wire
+from bco_ray.errors import BcoError
+from bco_ray.serving import chat, errors, feedback, registry_routes, wire
 from bco_ray.serving.catalog import Catalog
+from bco_ray.serving.edge import Edge, VoteCors
 from bco_ray.serving.errors import ApiError
+from bco_ray.serving.feedback_tokens import FeedbackTokens, feedback_secret
+from bco_ray.serving.ledger import Ledger
 from bco_ray.serving.metrics import Metrics
+from bco_ray.serving.replying import Backend
+from bco_ray.serving.settings import Settings
 from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.registry import Registry
+
+DEFAULTS = Settings()
 
 
-def create_api(catalog: Catalog, log: FeedbackLog, *, send_request_id: bool = True) -> FastAPI:
+def create_api(
+    catalog: Catalog, log: FeedbackLog, settings: Settings = DEFAULTS, *, send_request_id: bool = True
+) -> FastAPI:
     """The app. Engines are started and stopped by the caller; `send_request_id` False if a proxy in front does it."""
-    api = FastAPI(title="bco-ray", version=bco_ray.__version__, docs_url=None, redoc_url=None)
-    metrics = Metrics()
-    errors.install(api, send_request_id=send_request_id)
-    api.include_router(chat.router(chat.Backend(catalog, log, metrics)))
-    api.include_router(feedback.router(log, metrics))
+    metrics, ledger = Metrics(), Ledger(log, settings.retention_days)
+    tokens = FeedbackTokens(feedback_secret(log.storage), settings.feedback_token_seconds)
+
+    @asynccontextmanager
+    async def lifespan(api: FastAPI) -> AsyncGenerator[None]:
+        sweeping = asyncio.create_task(ledger.sweep())
+        yield
+        sweeping.cancel()
+
+    api = FastAPI(title="bco-ray", version=bco_ray.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    errors.install(api)
+    if settings.cors_origins:
+        api.add_middleware(VoteCors, origins=settings.cors_origins)
+    api.add_middleware(Edge, metrics=metrics, send_request_id=send_request_id)
+    api.include_router(chat.router(Backend(catalog, ledger, metrics, tokens, settings.request_timeout_seconds)))
+    api.include_router(feedback.router(ledger, metrics, tokens))
+    api.include_router(registry_routes.router(Registry(log.storage)))
     api.include_router(_models(catalog))
     api.include_router(_operations(catalog, metrics))
     return api
@@ -59,10 +86,15 @@ def _operations(catalog: Catalog, metrics: Metrics) -> APIRouter:
             raise ApiError(503, f"The engine is not ready: {health.detail}", code="engine_unavailable")
         load = await catalog.load()
         models = sorted({served.model_id for _, served in catalog.models()})
-        return JSONResponse({"status": "ok", "models": models, "running": load.running, "waiting": load.waiting})
+        busy = {"running": load.running, "waiting": load.waiting}
+        return JSONResponse({"status": "ok", "models": models, "refused": catalog.refused(), **busy})
 
     @routes.get("/metrics")
     async def prometheus() -> Response:
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        try:
+            load = await catalog.load()
+        except BcoError:
+            load = None  # the rest can still be told
+        return Response(metrics.render(load), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return routes

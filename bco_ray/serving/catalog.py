@@ -42,6 +42,9 @@ class Catalog(Protocol):
     def models(self) -> Sequence[tuple[str, Served]]:
         """Every name that `lease` takes and clients should see, with the version behind it."""
 
+    def refused(self) -> dict[str, str]:
+        """Versions that should be served but cannot, and why."""
+
     async def health(self) -> Health:
         """Ok only if every version that traffic may reach can generate."""
 
@@ -66,6 +69,10 @@ class FixedCatalog:
         """See `Catalog.models`."""
         served = self._target.served
         return [(name, served) for name in (served.model_id, *served.aliases)]
+
+    def refused(self) -> dict[str, str]:
+        """See `Catalog.refused`."""
+        return {}
 
     async def health(self) -> Health:
         """See `Catalog.health`."""

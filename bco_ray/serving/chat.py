@@ -2,124 +2,104 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated
 
-import jinja2
-from fastapi import APIRouter
+from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from bco_ray.errors import BcoError
-from bco_ray.schema import Message
 from bco_ray.serving import wire
-from bco_ray.serving.catalog import Catalog, Target
-from bco_ray.serving.engine import GenRequest
-from bco_ray.serving.errors import ApiError, as_api_error
-from bco_ray.serving.generation import Generation, Indexed, Prompt
-from bco_ray.serving.metrics import Metrics
-from bco_ray.storage.feedback_log import FeedbackLog, new_completion_id
-from bco_ray.text import Tokenizer, content_text, template_inputs
+from bco_ray.serving.bodies import ChatRequest, SamplingRequest, TextRequest
+from bco_ray.serving.errors import as_api_error
+from bco_ray.serving.feedback_tokens import HEADER
+from bco_ray.serving.generation import Caller, Indexed
+from bco_ray.serving.prompts import prompt_of
+from bco_ray.serving.replying import Answer, Backend
 
-Body = TypeVar("Body", bound=wire.SamplingRequest)
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What the routes work with."""
-
-    catalog: Catalog
-    log: FeedbackLog
-    metrics: Metrics
+Timeout = Annotated[float | None, Header(alias="x-request-timeout-seconds", gt=0, allow_inf_nan=False)]
+Authorization = Annotated[str | None, Header()]
 
 
 def router(backend: Backend) -> APIRouter:
     """The two generating routes."""
     routes = APIRouter()
 
+    def caller(body: SamplingRequest, authorization: str | None, timeout: float | None) -> Caller:
+        seconds = min(timeout or backend.timeout_seconds, backend.timeout_seconds)
+        return Caller(time.time() + seconds, _share(authorization, body.user))
+
     @routes.post("/v1/chat/completions")
-    async def chat_completions(body: wire.ChatRequest) -> Response:
-        return await _answer(backend, body, _chat_prompt)
+    async def chat_completions(
+        body: ChatRequest, authorization: Authorization = None, timeout: Timeout = None
+    ) -> Response:
+        return await _answer(backend, body, caller(body, authorization, timeout))
 
     @routes.post("/v1/completions")
-    async def completions(body: wire.TextRequest) -> Response:
-        return await _answer(backend, body, _text_prompt)
+    async def completions(body: TextRequest, authorization: Authorization = None, timeout: Timeout = None) -> Response:
+        return await _answer(backend, body, caller(body, authorization, timeout))
 
     return routes
 
 
-async def _answer(backend: Backend, body: Body, render: Callable[[Tokenizer, Body], Prompt]) -> Response:
+def _share(authorization: str | None, user: str | None) -> str:
+    """Whose share of the engine a request takes; a key only as its hash."""
+    return hashlib.sha256(authorization.encode()).hexdigest()[:16] if authorization else user or ""
+
+
+async def _answer(backend: Backend, body: SamplingRequest, caller: Caller) -> Response:
     """One version answers all of it: the lease lasts until the reply is whole, or its stream has ended."""
-    with ExitStack() as stack:
-        target = stack.enter_context(backend.catalog.lease(body.model, body.user))
-        generation = _generation(target, body, render(target.tokenizer, body))
+    with ExitStack() as lease:
+        target = lease.enter_context(backend.catalog.lease(body.model, body.user))
+        answer = Answer(backend, body, target, await prompt_of(target, body), caller)
+        headers = {HEADER: answer.head.feedback_token}
         if not body.stream:
-            return await _whole(backend, body, generation)
-        events = generation.events()
+            return JSONResponse(await answer.whole(), headers=headers)
+        events = answer.events()
         first = await anext(events)  # what goes wrong before the first token is a plain HTTP error
-        return StreamingResponse(
-            _held(stack.pop_all(), _stream(backend, body, generation, first, events)),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-        )
+        return EventStream(answer, first, events, lease.pop_all(), usage=body.wants_usage, headers=headers)
 
 
-def _generation(target: Target, body: wire.SamplingRequest, prompt: Prompt) -> Generation:
-    chat = isinstance(body, wire.ChatRequest)
-    answer_id = new_completion_id("chatcmpl" if chat else "cmpl")
-    head = wire.Head(answer_id, wire.now(), target.served, chat)
-    return Generation(target.engine, head, prompt, _requests(target, body, prompt.ids))
+class EventStream(StreamingResponse):
+    """Server-sent events. Lets go of the version when the last byte has left or the client has."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        first: Indexed,
+        rest: AsyncGenerator[Indexed],
+        lease: ExitStack,
+        *,
+        usage: bool,
+        headers: dict[str, str],
+    ) -> None:
+        headers = {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
+        chunks = answer.chunks(_chained(first, rest))
+        super().__init__(_events(chunks, usage=usage), media_type="text/event-stream", headers=headers)
+        self._answer, self._rest, self._lease = answer, rest, lease
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._lease, self._answer.visible():
+            async with aclosing(self._rest):
+                await super().__call__(scope, receive, send)
 
 
-async def _held(lease: ExitStack, stream: AsyncGenerator[str]) -> AsyncIterator[str]:
-    with lease:
-        async with aclosing(stream):
-            async for text in stream:
-                yield text
-
-
-async def _whole(backend: Backend, body: wire.SamplingRequest, generation: Generation) -> Response:
-    async with aclosing(generation.events()) as events:
-        async for _ in events:
-            pass
-    await _commit(backend, body, generation)
-    return JSONResponse(wire.reply(generation.head, len(generation.prompt.ids), generation.choices))
-
-
-async def _stream(
-    backend: Backend, body: wire.SamplingRequest, generation: Generation, first: Indexed, rest: AsyncGenerator[Indexed]
-) -> AsyncGenerator[str]:
-    """Server-sent events; an error in the middle is the last event, as an envelope and without `[DONE]`."""
-    async with aclosing(rest):
-        try:
-            async for chunk in _chunks(backend, body, generation, first, rest):
-                yield _sse({"usage": None, **chunk} if body.wants_usage else chunk)
-            yield "data: [DONE]\n\n"
-        except BcoError as error:
-            yield _sse(as_api_error(error).body)
-        except Exception as error:
-            yield _sse(as_api_error(error).body)
-            raise
-
-
-async def _chunks(
-    backend: Backend, body: wire.SamplingRequest, generation: Generation, first: Indexed, rest: AsyncGenerator[Indexed]
-) -> AsyncIterator[wire.Json]:
-    head, opened = generation.head, set[int]()
-    async for index, event in _chained(first, rest):
-        opening = wire.first_chunk(head, index) if index not in opened else None
-        opened.add(index)
-        if opening:
-            yield opening
-        if event.text:
-            yield wire.text_chunk(head, index, event.text)
-    await _commit(backend, body, generation)
-    for index, choice in enumerate(generation.choices):
-        yield wire.final_chunk(head, index, choice.finish_reason)
-    if body.wants_usage:
-        yield wire.usage_chunk(head, len(generation.prompt.ids), generation.choices)
+async def _events(chunks: AsyncIterator[wire.Json], *, usage: bool) -> AsyncIterator[str]:
+    """An error in the middle is the last event, as an envelope and without `[DONE]`."""
+    try:
+        async for chunk in chunks:
+            yield _sse({"usage": None, **chunk} if usage else chunk)
+        yield "data: [DONE]\n\n"
+    except BcoError as error:
+        yield _sse(as_api_error(error).body)
+    except Exception as error:
+        yield _sse(as_api_error(error).body)
+        raise
 
 
 async def _chained(first: Indexed, rest: AsyncIterator[Indexed]) -> AsyncIterator[Indexed]:
@@ -128,67 +108,5 @@ async def _chained(first: Indexed, rest: AsyncIterator[Indexed]) -> AsyncIterato
         yield item
 
 
-async def _commit(backend: Backend, body: wire.SamplingRequest, generation: Generation) -> None:
-    sampling = body.model_dump(include={"temperature", "top_p", "top_k", "seed", "stop", "n"}, exclude_none=True)
-    await generation.commit(backend.log, {**sampling, "max_tokens": body.limit}, body.user)
-    backend.metrics.answered(len(generation.prompt.ids), generation.choices)
-
-
 def _sse(value: wire.Json) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def _requests(target: Target, body: wire.SamplingRequest, ids: list[int]) -> list[GenRequest]:
-    """One request per choice, cut to what the window leaves. Raises ApiError if the prompt alone fills it."""
-    served = target.served
-    room = served.context_window - len(ids)
-    if room < 1:
-        message = (
-            f"This prompt has {len(ids)} tokens; the model reads {served.context_window}, and at least one is needed "
-            "for the answer. Shorten the messages."
-        )
-        raise ApiError(400, message, code="context_length_exceeded", param="messages")
-    return [
-        GenRequest(
-            token_ids=ids,
-            max_new=min(body.limit or served.default_max_tokens, room),
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            top_k=max(0, body.top_k or 0),
-            seed=None if body.seed is None else body.seed + index,
-            stop=tuple(body.stop or ()),
-            adapter=target.adapter,
-        )
-        for index in range(body.n or 1)
-    ]
-
-
-def _chat_prompt(tokenizer: Tokenizer, body: wire.ChatRequest) -> Prompt:
-    """Rendered by the model's own template. Raises ApiError if the template refuses the messages."""
-    messages = template_inputs([_plain(i, message) for i, message in enumerate(body.messages)])
-    try:
-        encoded = tokenizer.apply_chat_template(
-            messages, tools=body.tools, tokenize=True, add_generation_prompt=True, return_dict=True
-        )
-    except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
-        message = f"The model's chat template refuses these messages: {error}"
-        raise ApiError(400, message, code="template_error", param="messages") from None
-    return Prompt(list(encoded["input_ids"]), messages, body.tools)
-
-
-def _plain(position: int, message: Message) -> Message:
-    """Text parts joined to one string: what most templates can render, and what training will render again."""
-    if not isinstance(message.content, list):
-        return message
-    if any(part.get("type", "text") != "text" for part in message.content):
-        where = f"messages.{position}.content"
-        raise ApiError(400, f"{where}: this model reads text parts only.", code="unsupported_content", param=where)
-    return message.model_copy(update={"content": content_text(message)})
-
-
-def _text_prompt(tokenizer: Tokenizer, body: wire.TextRequest) -> Prompt:
-    """The log keeps a raw prompt as one user message."""
-    prompt = body.prompt
-    ids: list[Any] = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
-    text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-    return Prompt(list(ids), [{"role": "user", "content": text}])

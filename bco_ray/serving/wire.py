@@ -1,97 +1,26 @@
-"""The OpenAI wire format: what requests may say, and the objects that replies are made of. No HTTP in here.
-
-Unknown request fields are ignored, as OpenAI's servers do; an explicit null means the default.
-"""
+"""The OpenAI wire format: the objects that replies are made of. No HTTP in here."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
-
-from bco_ray.schema import Message
 from bco_ray.serving.args import Served
-from bco_ray.storage.feedback_log import Choice, Completion, VoteEvent, require_storable
+from bco_ray.storage.feedback_rows import Choice, Completion, VoteEvent
 
 Json = dict[str, Any]
-
-MAX_CHOICES = 16
-
-
-def _one_or_many(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-class StreamOptions(BaseModel):
-    """`include_usage` sends the token counts as a last chunk."""
-
-    include_usage: bool | None = None
-
-
-class SamplingRequest(BaseModel):
-    """What chat and text completions share. `top_k` is an extension: 0 or -1 switch it off."""
-
-    model: str
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1)
-    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
-    stop: Annotated[list[StopString] | None, BeforeValidator(_one_or_many)] = Field(default=None, max_length=16)
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = Field(default=None, max_length=256)
-
-    @model_validator(mode="after")
-    def _storable(self) -> SamplingRequest:
-        require_storable(self)
-        return self
-
-    @property
-    def limit(self) -> int | None:
-        """The newer name wins."""
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-
-class ChatRequest(SamplingRequest):
-    """`tools` are handed to the chat template; what the model answers stays text."""
-
-    messages: list[Message] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
-
-
-class TextRequest(SamplingRequest):
-    """A raw prompt: text, or token ids."""
-
-    prompt: str | list[Annotated[int, Field(ge=0, lt=1 << 31)]]
-
-
-class UpdateRequest(BaseModel):
-    """Metadata set on a stored completion; `feedback` in it is a vote."""
-
-    metadata: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Head:
-    """What every part of one reply repeats."""
+    """What every part of one reply repeats. `feedback_token` comes with the whole reply, or with its end."""
 
     id: str
     created: int
     served: Served
     chat: bool
+    feedback_token: str
 
     def envelope(self, kind: str) -> Json:
         """The fields all objects of this reply have."""
@@ -104,21 +33,21 @@ class Head:
         }
 
 
-def usage(prompt_tokens: int, choices: list[Choice]) -> Json:
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Json:
     """Token counts; the prompt counts once however many answers it has."""
-    completion_tokens = sum(len(c.token_ids) for c in choices)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 
-def reply(head: Head, prompt_tokens: int, choices: list[Choice]) -> Json:
+def reply(head: Head, choices: list[Choice], logprobs: list[Json | None], used: Json) -> Json:
     """The whole answer of a request without streaming."""
     kind = "chat.completion" if head.chat else "text_completion"
-    parts = [_choice(head.chat, i, choice) for i, choice in enumerate(choices)]
-    return {**head.envelope(kind), "choices": parts, "usage": usage(prompt_tokens, choices)}
+    parts = [_choice(head.chat, i, *both) for i, both in enumerate(zip(choices, logprobs, strict=True))]
+    return {**head.envelope(kind), "choices": parts, "usage": used, "feedback_token": head.feedback_token}
 
 
 def stored(completion: Completion, metadata: dict[str, str] | None) -> Json:
@@ -130,30 +59,31 @@ def stored(completion: Completion, metadata: dict[str, str] | None) -> Json:
         "created": int(completion.created_at),
         "model": completion.model,
         "system_fingerprint": completion.system_fingerprint,
-        "choices": [_choice(chat, i, choice) for i, choice in enumerate(completion.choices)],
-        "usage": usage(len(completion.prompt_ids), completion.choices),
+        "choices": [_choice(chat, i, choice, None) for i, choice in enumerate(completion.choices)],
+        "usage": usage(*completion.tokens),
         "metadata": metadata or {},
     }
 
 
-def first_chunk(head: Head, index: int) -> Json | None:
-    """A chat stream opens each choice with its role; a text stream does not."""
-    return _chunk(head, index, {"delta": {"role": "assistant", "content": ""}}) if head.chat else None
+def first_chunk(head: Head, index: int) -> Json:
+    """What a chat stream opens each choice with; a text stream does not."""
+    return _chunk(head, index, {"delta": {"role": "assistant", "content": ""}})
 
 
-def text_chunk(head: Head, index: int, text: str) -> Json:
+def text_chunk(head: Head, index: int, text: str, logprobs: Json | None) -> Json:
     """Some more of an answer."""
-    return _chunk(head, index, {"delta": {"content": text}} if head.chat else {"text": text})
+    return _chunk(head, index, {"delta": {"content": text}} if head.chat else {"text": text}, logprobs)
 
 
 def final_chunk(head: Head, index: int, finish_reason: str) -> Json:
     """The end of one choice."""
-    return _chunk(head, index, {"delta": {}} if head.chat else {"text": ""}, finish_reason)
+    end = _chunk(head, index, {"delta": {}} if head.chat else {"text": ""}, None, finish_reason)
+    return {**end, "feedback_token": head.feedback_token}
 
 
-def usage_chunk(head: Head, prompt_tokens: int, choices: list[Choice]) -> Json:
+def usage_chunk(head: Head, used: Json) -> Json:
     """The last chunk of a stream with `include_usage`: counts and no choices."""
-    return {**head.envelope(_chunk_kind(head)), "choices": [], "usage": usage(prompt_tokens, choices)}
+    return {**head.envelope(_chunk_kind(head)), "choices": [], "usage": used}
 
 
 def model(served: Served, name: str) -> Json:
@@ -193,16 +123,18 @@ def now() -> int:
     return int(time.time())
 
 
-def _choice(chat: bool, index: int, choice: Choice) -> Json:
+def _choice(chat: bool, index: int, choice: Choice, logprobs: Json | None) -> Json:
     message = {"role": "assistant", "content": choice.text, "refusal": None}
     content: Json = {"message": message} if chat else {"text": choice.text}
-    return {"index": index, **content, "logprobs": None, "finish_reason": choice.finish_reason}
+    return {"index": index, **content, "logprobs": logprobs, "finish_reason": choice.finish_reason}
 
 
 def _chunk_kind(head: Head) -> str:
     return "chat.completion.chunk" if head.chat else "text_completion"
 
 
-def _chunk(head: Head, index: int, content: Json, finish_reason: str | None = None) -> Json:
-    choice = {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
+def _chunk(
+    head: Head, index: int, content: Json, logprobs: Json | None = None, finish_reason: str | None = None
+) -> Json:
+    choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
     return {**head.envelope(_chunk_kind(head)), "choices": [choice]}

@@ -46,14 +46,8 @@ class Mortal(FeedbackLog):
     left = -1
     turn = threading.Lock()
 
-    def add_vote(self, vote, idempotency_key=None):
-        return self._count(super().add_vote(vote, idempotency_key))
-
-    def add_votes(self, batch):
-        return self._count(super().add_votes(batch))
-
-    def add_completion(self, completion):
-        return self._count(super().add_completion(completion))
+    def add_all(self, answers, ballots, *, oldest=0.0):
+        return self._count(super().add_all(answers, ballots, oldest=oldest))
 
     def _count(self, written):
         with self.turn:

@@ -301,7 +301,7 @@ def test_operations(site: Site) -> None:
     assert site.http("GET", "/healthz").json() == {"status": "ok"}
     assert site.http("GET", "/readyz").json()["models"] == ["helper/3"]
     assert "/v1/feedback" in site.http("GET", "/").json()["routes"]
-    assert 'bco_answers_total{finish_reason="stop"}' in site.http("GET", "/metrics").text
+    assert 'bco_answers_total{finish_reason="stop",model="helper/3"}' in site.http("GET", "/metrics").text
     assert "/v1/feedback" in site.http("GET", "/openapi.json").json()["paths"]
 
 
