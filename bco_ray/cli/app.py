@@ -101,6 +101,23 @@ def serve(
 
 
 @app.command()
+def chat(
+    model: Annotated[str, typer.Option("--model", metavar="REF", help="name, name@prod or name/3.")] = "",
+    url: Annotated[str, typer.Option("--url", envvar="BCO_BASE_URL", help="The server.")] = "http://127.0.0.1:8000",
+    system: Annotated[str, typer.Option("--system", help="A system message before the conversation.")] = "",
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.", min=0, max=2)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Likeliest tokens up to this share.", min=0, max=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Of one answer.", min=1)] = None,
+    storage: Storage = Path("runs"),
+) -> None:
+    """Talk to a served model and vote on its answers; /help says how. $BCO_API_KEY is sent if it is set."""
+    from bco_ray.cli.chat import run_chat
+
+    sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+    run_chat(url, model, system, {k: v for k, v in sampling.items() if v is not None}, storage)
+
+
+@app.command()
 def env(as_json: AsJson = False) -> None:
     """Versions and machine, to paste into a bug report."""
     from bco_ray.cli.environment import report
