@@ -99,33 +99,42 @@ def read_adapter(directory: str | Path, *, dtype: torch.dtype, device: Any) -> t
     return config, weights
 
 
-def attach_adapter(lm: CausalLM, name: str, config: Any, weights: dict[str, torch.Tensor]) -> CausalLM:
-    """Put an adapter beside those that `lm` has, or around it; the peft model. `name` has neither dots nor slashes.
+def attach_adapter(lm: CausalLM, name: str, config: Any) -> CausalLM:
+    """Make room for an adapter beside those that `lm` has, or around it; the peft model. Fill it before any forward.
 
-    Raises ModelError if its weights do not fit exactly; `detach_adapter` then removes what there is of it.
+    `name` has neither dots nor slashes. Raises ModelError if the model has no such modules.
     """
     import peft
 
     quick = {"low_cpu_mem_usage": True, "autocast_adapter_dtype": False}
     config.inference_mode = True
     try:
-        if isinstance(lm, peft.PeftModel):
-            lm.add_adapter(name, config, **quick)
-        else:
-            lm = peft.PeftModel(lm, config, adapter_name=name, **quick)
+        if not isinstance(lm, peft.PeftModel):
+            return peft.PeftModel(lm, config, adapter_name=name, **quick).eval()
+        lm.add_adapter(name, config, **quick)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the adapter does not fit the model: {_first_line(error)}") from None
+    return lm.eval()
+
+
+def fill_adapter(lm: CausalLM, name: str, weights: dict[str, torch.Tensor]) -> None:
+    """Give an attached adapter its weights. Raises ModelError unless they are exactly those it has room for."""
+    import peft
+
+    try:
         result = peft.set_peft_model_state_dict(lm, weights, adapter_name=name, low_cpu_mem_usage=True)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the adapter does not fit the model: {_first_line(error)}") from None
     missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
     if missing or result.unexpected_keys:
         raise ModelError(f"the adapter does not fit the model: {(missing + result.unexpected_keys)[0]}")
-    lm.eval()
-    return lm
 
 
 def detach_adapter(lm: CausalLM, name: str) -> None:
     """Take an adapter off a peft model; one that is not there is no error."""
-    if name in getattr(lm, "peft_config", {}):
+    import peft
+
+    if isinstance(lm, peft.PeftModel) and name in lm.peft_config:
         lm.delete_adapter(name)
 
 

@@ -22,6 +22,7 @@ from bco_ray.models.loading import (
     attach_adapter,
     base_of,
     detach_adapter,
+    fill_adapter,
     fingerprint,
     is_adapter,
     read_adapter,
@@ -103,8 +104,9 @@ class Adapters:
         name = f"a{next(self._numbers)}"
         evicted = self._make_room(files.name, set(busy))
         try:
-            self._peft = attach_adapter(self._peft, name, files.config, files.weights)
+            self._peft = attach_adapter(self._peft, name, files.config)
             self._hook()
+            fill_adapter(self._peft, name, files.weights)
             self._try(name, network)
         except ModelError as error:
             detach_adapter(self._peft, name)
