@@ -126,6 +126,12 @@ class Checkpoints:
         ended = self._writing.wait(self._patience if seconds is None else seconds)
         return ended and self._written == self._wanted
 
+    def tidy(self) -> None:
+        """Delete what an attempt killed after its commit had no time to. Only once the newest was read or written."""
+        if self._gang.rank == 0:
+            self._attempt.require_newest()
+            self._retain()
+
     def load_latest(self, engine: Engine) -> LoopState | None:
         """Collective: see `NewestCheckpoint.load`."""
         newest = NewestCheckpoint(

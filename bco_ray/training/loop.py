@@ -220,7 +220,9 @@ def _settle_checkpoint(run: Run, outcome: Outcome) -> None:
     """All workers leave when the last checkpoint counts, or has been waited for long enough: with the model there, not
     so long.
     """
-    if not run.checkpoints.wait(None if outcome.stopped else AFTER_EXPORT_SECONDS):
+    if run.checkpoints.wait(None if outcome.stopped else AFTER_EXPORT_SECONDS):
+        run.checkpoints.tidy()
+    else:
         run.journal.write("checkpoint_missing", step=outcome.state.next_step, rank=run.gang.rank)
         logger.error("checkpoint %d could not be written in time", outcome.state.next_step)
     run.gang.barrier()

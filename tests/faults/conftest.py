@@ -16,19 +16,18 @@ import subprocess
 import sys
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
 HERE = Path(__file__).parent
 POINTS = int(os.environ.get("BCO_FAULT_POINTS", "6"))
 SEED = int(os.environ.get("BCO_FAULT_SEED", "0"))
-COUNTS = pytest.StashKey[dict[str, Counter[str]]]()
+Tally = Callable[[str, dict[str, int]], None]
 
 T = TypeVar("T")
 
@@ -104,6 +103,7 @@ class Faults:
     count: Callable[[str, dict[str, int]], None]
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     points: int = POINTS
+    loaded: bool = False  # whether a kill was armed last, gone off or not
 
     @property
     def environment(self) -> dict[str, str]:
@@ -138,9 +138,8 @@ class Faults:
 
     def outcome(self, child: Child, timeout_seconds: float = 120) -> Outcome:
         """Wait for a child; whatever was armed is disarmed."""
-        armed = self.armed
         status = child.wait(timeout_seconds)
-        fired = armed and not self.armed
+        fired = self.loaded and not self.armed
         self.arm(None)
         return Outcome(status, fired, child.output)
 
@@ -155,6 +154,7 @@ class Faults:
     def arm(self, kill: Kill | None) -> None:
         """From now on, in processes that run already too; None: no more."""
         self._armed.unlink(missing_ok=True)
+        self.loaded = kill is not None
         if kill is not None:
             scratch = self._new_file("arming")
             scratch.write_text(json.dumps({**asdict(kill), "count": str(self._new_file("count"))}))
@@ -271,23 +271,23 @@ def read_or_nothing(path: Path) -> bytes:
 
 
 @pytest.fixture
-def faults(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Faults]:
+def faults(tmp_path: Path, request: pytest.FixtureRequest, tally: Tally) -> Iterator[Faults]:
     """The harness for one test. Whatever was started is gone after it."""
     test = request.node.nodeid
     print(f"BCO_FAULT_SEED={SEED} BCO_FAULT_POINTS={POINTS}")  # noqa: T201  # pytest shows it if the test fails
     root, own = tmp_path.resolve() / "root", tmp_path.resolve() / "faults"
     root.mkdir()
     own.mkdir()
-    harness = Faults(root, own, random.Random(f"{SEED} {test}"), partial(count, request.config, test))
+    harness = Faults(root, own, random.Random(f"{SEED} {test}"), partial(count, tally, test))
     try:
         yield harness
     finally:
         harness.end_all()
 
 
-def count(config: pytest.Config, test: str, name: str, counts: dict[str, int]) -> None:
+def count(tally: Tally, test: str, name: str, counts: dict[str, int]) -> None:
     """Add to the session's sums, and to the report that BCO_FAULT_REPORT asks for."""
-    config.stash.setdefault(COUNTS, {}).setdefault(name, Counter()).update(counts)
+    tally(f"faults: {name}", counts)
     if report := os.environ.get("BCO_FAULT_REPORT"):
         line = {"name": name, "test": test, "seed": SEED, "points": POINTS, "counts": counts}
         with Path(report).open("a") as file:
@@ -299,24 +299,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.timeout(300 + 20 * POINTS))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """One of the processes (`-n 2`) has ended: what it counted is added here."""
-    for name, counts in getattr(node, "workeroutput", {}).get("faults", {}).items():
-        node.config.stash.setdefault(COUNTS, {}).setdefault(name, Counter()).update(counts)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In such a process: what is passed on."""
-    if hasattr(session.config, "workeroutput"):
-        counts = session.config.stash.get(COUNTS, {})
-        session.config.workeroutput["faults"] = {name: dict(counter) for name, counter in counts.items()}
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """`faults: feedback log: 12 kills, 1,834 votes acknowledged, 0 lost`, one line per name."""
-    for name, counts in config.stash.get(COUNTS, {}).items():
-        words = ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in counts.items())
-        terminalreporter.write_line(f"faults: {name}: {words}")

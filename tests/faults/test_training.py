@@ -106,6 +106,19 @@ def test_killed_before_file_operations(faults: Any, training: Training) -> None:
     assert fired
 
 
+def test_killed_between_the_last_commit_and_the_deletion_it_allows(faults: Any, training: Training) -> None:
+    """Nothing is left to train, and still no more checkpoints are kept than were asked for."""
+    training.base = dataclasses.replace(training.base, checkpoint_every=STEPS // 2, checkpoint_keep=1)
+    run = training.new()
+    faults.arm(faults.before(path=f"^{run.name}/checkpoints/{STEPS // 2:08d}/manifest.json$", operation="remove"))
+    assert -signal.SIGKILL in end(faults, training.start(run), both=True)
+    faults.arm(None)
+    store = CheckpointStore(DirectoryStore(run / "checkpoints"))
+    assert store.steps() == [STEPS // 2, STEPS]
+    training.finish(run)
+    assert store.steps() == [STEPS]
+
+
 def test_killed_at_any_time(faults: Any, training: Training) -> None:
     """One worker or both, again and again until each run is through."""
     whole = training.new()
