@@ -74,9 +74,9 @@ def train_on_nodes(faults: Any, setup: TrainSetup, tmp_path: Path, how: str) -> 
 
 def test_a_node_goes_and_another_comes(faults: Any, setup: TrainSetup, tmp_path: Path) -> None:
     events = train_on_nodes(faults, setup, tmp_path, "kill")
-    failure = next(event for event in events if event["event"] == "failed")
-    assert failure["kind"] == "lost"
-    assert "is gone" in failure["error"]
+    failures = [event for event in events if event["event"] == "failed"]  # a busy machine may fail to start one, too
+    assert {event["kind"] for event in failures} == {"lost"}, failures
+    assert any("is gone" in event["error"] for event in failures), failures
     faults.report("nodes", killed=1, added=1, steps_compared=STEPS)
 
 
