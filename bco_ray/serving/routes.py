@@ -60,9 +60,9 @@ class Table:
         return route
 
     def models(self) -> Sequence[tuple[str, Served]]:
-        """Exact references first, then what is said for them."""
+        """Exact references first, then their aliases; a bare name is taken too, but is no id of its own."""
         exact = [(reference, route.served) for reference, route in self.routes.items()]
-        said = [(name, self.routes[reference].served) for name, reference in self.names.items()]
+        said = [(name, self.routes[reference].served) for name, reference in self.names.items() if "@" in name]
         return exact + said
 
     @property
