@@ -25,13 +25,13 @@ from serving_load import closed_loop
 from serving_task import WINDOW, Ask
 
 from bco_ray.models.loading import load_frozen
-from bco_ray.serving.answer import Answer
-from bco_ray.serving.api import create_api
 from bco_ray.serving.args import ServeArgs, describe
-from bco_ray.serving.catalog import FixedCatalog, Target
-from bco_ray.serving.engine import Adapter, Engine, GenRequest, Health, Load, TokenEvent
-from bco_ray.serving.hf_engine import HFEngine
-from bco_ray.serving.text_stream import TextStream
+from bco_ray.serving.engines.answer import Answer
+from bco_ray.serving.engines.batching.engine import HFEngine
+from bco_ray.serving.engines.protocol import Adapter, Engine, GenRequest, Health, Load, TokenEvent
+from bco_ray.serving.engines.text_stream import TextStream
+from bco_ray.serving.http.api import create_api
+from bco_ray.serving.versions.catalog import FixedCatalog, Target
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.text import load_tokenizer
 

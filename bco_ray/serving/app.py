@@ -20,15 +20,15 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from bco_ray.errors import BcoError
-from bco_ray.serving.api import create_api
 from bco_ray.serving.args import ServeArgs
-from bco_ray.serving.checking import check_version, probe
 from bco_ray.serving.fleet import ServeFleet, engine_of
-from bco_ray.serving.rollout import Rollout
-from bco_ray.serving.routed import RoutedCatalog
-from bco_ray.serving.routes import Table
-from bco_ray.serving.settings import Settings
-from bco_ray.serving.wanted import wanted
+from bco_ray.serving.http.api import create_api
+from bco_ray.serving.http.settings import Settings
+from bco_ray.serving.versions.checking import check_version, probe
+from bco_ray.serving.versions.rollout import Rollout
+from bco_ray.serving.versions.routed import RoutedCatalog
+from bco_ray.serving.versions.routes import Table
+from bco_ray.serving.versions.wanted import wanted
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.telemetry import logger
 

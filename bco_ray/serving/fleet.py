@@ -12,10 +12,10 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from bco_ray.errors import ServingError
 from bco_ray.serving.args import ServeArgs
-from bco_ray.serving.engine import Engine
+from bco_ray.serving.engines.protocol import Engine
 from bco_ray.serving.model import model_application
 from bco_ray.serving.remote import RemoteEngine
-from bco_ray.serving.rollout import Home
+from bco_ray.serving.versions.rollout import Home
 
 PREFIX = "bco-model-"
 

@@ -7,8 +7,8 @@ import socket
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
-from bco_ray.serving.engine import Load
-from bco_ray.serving.generation import Timing
+from bco_ray.serving.engines.protocol import Load
+from bco_ray.serving.http.generation import Timing
 from bco_ray.storage.feedback_rows import Choice, VoteEvent
 
 _REQUEST_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

@@ -11,8 +11,8 @@ from ray.serve import Application
 
 from bco_ray.errors import BcoError, ServingError
 from bco_ray.serving.args import ServeArgs
-from bco_ray.serving.engine import Adapter, Engine, GenRequest, Health, Load, TokenEvent
-from bco_ray.serving.rollout import Home
+from bco_ray.serving.engines.protocol import Adapter, Engine, GenRequest, Health, Load, TokenEvent
+from bco_ray.serving.versions.rollout import Home
 
 
 class Model:
@@ -95,17 +95,17 @@ def _engine(args: ServeArgs, home: Home) -> Engine:
     if args.engine == "upstream":
         return _upstream(args, home)
     if args.engine == "vllm":
-        from bco_ray.serving.vllm_engine import VllmEngine
+        from bco_ray.serving.engines.vllm.engine import VllmEngine
 
         return VllmEngine(home.directory, context_window=home.context_window, options=args.engine_options, **bounds)
-    from bco_ray.serving.hf_engine import HFEngine
+    from bco_ray.serving.engines.batching.engine import HFEngine
 
     device = "cuda" if args.num_gpus else "cpu"
     return HFEngine(home.directory, context_window=home.context_window, threads=args.threads, device=device, **bounds)
 
 
 def _upstream(args: ServeArgs, home: Home) -> Engine:
-    from bco_ray.serving.upstream_engine import UpstreamEngine
+    from bco_ray.serving.engines.upstream.engine import UpstreamEngine
     from bco_ray.text import load_tokenizer
 
     assert args.upstream_url

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from bco_ray.errors import BcoError
-from bco_ray.serving.engine import (
+from bco_ray.serving.engines.protocol import (
     Adapter,
     EngineDeadError,
     EngineOverloadedError,

@@ -22,7 +22,7 @@ from bco_ray.errors import ServingError
 from bco_ray.serving.app import build
 from bco_ray.serving.args import ServeArgs
 from bco_ray.serving.fleet import PREFIX, reason
-from bco_ray.serving.routed import NOTHING
+from bco_ray.serving.versions.routed import NOTHING
 
 APPLICATION = "bco"
 

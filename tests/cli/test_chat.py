@@ -24,10 +24,10 @@ from bco_ray.cli import main
 from bco_ray.cli.chat import visible
 from bco_ray.cli.conversation import choose
 from bco_ray.errors import ServingError
-from bco_ray.serving.api import create_api
 from bco_ray.serving.args import ServeArgs, describe
-from bco_ray.serving.catalog import FixedCatalog, Target
-from bco_ray.serving.engine import Adapter, EngineDeadError, GenRequest, Health, Load, TokenEvent
+from bco_ray.serving.engines.protocol import Adapter, EngineDeadError, GenRequest, Health, Load, TokenEvent
+from bco_ray.serving.http.api import create_api
+from bco_ray.serving.versions.catalog import FixedCatalog, Target
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.registry import Registry
 from bco_ray.testing.tiny import write_tiny_model

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import uvicorn
 
-from bco_ray.serving.api import create_api
 from bco_ray.serving.args import Served
-from bco_ray.serving.catalog import FixedCatalog, Target
-from bco_ray.serving.engine import Health, Load, TokenEvent
+from bco_ray.serving.engines.protocol import Health, Load, TokenEvent
+from bco_ray.serving.http.api import create_api
+from bco_ray.serving.versions.catalog import FixedCatalog, Target
 from bco_ray.storage.feedback_log import FeedbackLog
 
 

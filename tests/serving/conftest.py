@@ -18,11 +18,11 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from bco_ray.serving.api import create_api
 from bco_ray.serving.args import ServeArgs, describe
-from bco_ray.serving.catalog import FixedCatalog, Target
-from bco_ray.serving.engine import Adapter, Engine, GenRequest, Health, Load, TokenEvent
-from bco_ray.serving.settings import Settings
+from bco_ray.serving.engines.protocol import Adapter, Engine, EngineDeadError, GenRequest, Health, Load, TokenEvent
+from bco_ray.serving.http.api import create_api
+from bco_ray.serving.http.settings import Settings
+from bco_ray.serving.versions.catalog import FixedCatalog, Target
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.testing.tiny import write_tiny_model
 from bco_ray.text import load_tokenizer
@@ -34,6 +34,7 @@ class Script:
 
     events: list[TokenEvent | Exception] = field(default_factory=list)
     asked: list[GenRequest] = field(default_factory=list)
+    closed: int = 0
     delay_seconds: float = 0.0
 
     def says(self, *texts: str, finish: str = "stop") -> None:
@@ -45,17 +46,20 @@ class Script:
 
     async def generate(self, request: GenRequest) -> AsyncGenerator[TokenEvent]:
         self.asked.append(request)
-        for event in list(self.events):
-            await asyncio.sleep(self.delay_seconds)
-            if isinstance(event, Exception):
-                raise event
-            yield event
+        try:
+            for event in list(self.events):
+                await asyncio.sleep(self.delay_seconds)
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        finally:
+            self.closed += 1
 
     async def load_adapter(self, adapter: Adapter) -> None: ...
     async def unload_adapter(self, name: str) -> None: ...
 
     async def health(self) -> Health:
-        return Health(True)
+        return Health(not any(isinstance(event, EngineDeadError) for event in self.events), "scripted")
 
     async def load(self) -> Load:
         return Load(1, 2, kv_tokens=3, kv_capacity=4)
@@ -63,7 +67,7 @@ class Script:
 
 @dataclass
 class HttpSite:
-    """A running server and its parts; the model is called `helper/3`."""
+    """A running server and its parts; the model is called `helper/3`, `helper@prod`, `helper`."""
 
     url: str
     engine: Any
@@ -110,7 +114,7 @@ def open_site(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             storage = tmp_path_factory.mktemp("storage")
             tokenizer = load_tokenizer(tiny_dir)
             tokenizer.chat_template = template or tokenizer.chat_template
-            args = ServeArgs(model_id="helper/3", model_dir=tiny_dir, storage=storage)
+            args = ServeArgs(model_id="helper/3", model_dir=tiny_dir, storage=storage, aliases=["helper@prod"])
             script, log = engine or Script(), FeedbackLog.open(storage)
             catalog = FixedCatalog(Target(describe(args), tokenizer, script))
             url = stack.enter_context(on_a_socket(create_api(catalog, log, Settings(**settings))))
@@ -129,5 +133,5 @@ def shared_site(open_site: Callable[..., HttpSite]) -> HttpSite:
 def http_site(shared_site: HttpSite) -> HttpSite:
     """The module's server with its defaults; says `Hi there` and has been asked nothing."""
     shared_site.engine.says("Hi", " there")
-    shared_site.engine.asked, shared_site.engine.delay_seconds = [], 0.0
+    shared_site.engine.asked, shared_site.engine.closed, shared_site.engine.delay_seconds = [], 0, 0.0
     return shared_site

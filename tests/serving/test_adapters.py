@@ -14,8 +14,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from bco_ray.errors import ModelError
-from bco_ray.serving.engine import Adapter, EngineOverloadedError, GenRequest, RequestRefusedError
-from bco_ray.serving.hf_engine import HFEngine
+from bco_ray.serving.engines.batching.engine import HFEngine
+from bco_ray.serving.engines.protocol import Adapter, EngineOverloadedError, GenRequest, RequestRefusedError
 from bco_ray.testing.tiny import write_tiny_model
 
 IDS = [40, 50, 60, 70]

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from bco_ray.errors import ModelError
 from bco_ray.models import loading
-from bco_ray.serving.engine import Adapter, DeadlineError, GenRequest
-from bco_ray.serving.hf_engine import HFEngine
+from bco_ray.serving.engines.batching.engine import HFEngine
+from bco_ray.serving.engines.protocol import Adapter, DeadlineError, GenRequest
 from bco_ray.testing.tiny import write_tiny_model
 
 T = TypeVar("T")

@@ -11,9 +11,9 @@ from typing import Any
 import openai
 import pytest
 
-from bco_ray.serving.engine import TokenEvent, TokenLogprob
-from bco_ray.serving.hf_engine import HFEngine
-from bco_ray.serving.logprobs import LogprobWriter, token_bytes
+from bco_ray.serving.engines.batching.engine import HFEngine
+from bco_ray.serving.engines.protocol import TokenEvent, TokenLogprob
+from bco_ray.serving.http.logprobs import LogprobWriter, token_bytes
 from bco_ray.text import Tokenizer, load_tokenizer
 
 HI: Any = [{"role": "user", "content": "Hello"}]

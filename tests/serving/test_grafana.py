@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bco_ray.serving.engine import Load
-from bco_ray.serving.generation import Timing
+from bco_ray.serving.engines.protocol import Load
+from bco_ray.serving.http.generation import Timing
 from bco_ray.serving.metrics import Metrics
 from bco_ray.storage.feedback_log import Choice
 

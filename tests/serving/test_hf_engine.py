@@ -13,15 +13,15 @@ import torch
 import transformers
 
 from bco_ray.errors import ModelError
-from bco_ray.serving.engine import (
+from bco_ray.serving.engines.batching.engine import HFEngine
+from bco_ray.serving.engines.batching.network import Network
+from bco_ray.serving.engines.protocol import (
     EngineDeadError,
     EngineOverloadedError,
     GenRequest,
     RequestRefusedError,
     TokenEvent,
 )
-from bco_ray.serving.hf_engine import HFEngine
-from bco_ray.serving.network import Network
 from bco_ray.testing.tiny import write_tiny_model
 
 T = TypeVar("T")

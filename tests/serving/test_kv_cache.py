@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bco_ray.serving.kv_cache import KVCache, LayerShape
+from bco_ray.serving.engines.batching.kv_cache import KVCache, LayerShape
 
 SHAPES = [LayerShape(2, 3, 4), LayerShape(0, 0, 0), LayerShape(1, 2, 2)]
 

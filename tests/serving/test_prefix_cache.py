@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bco_ray.serving.kv_cache import KVCache, LayerShape
-from bco_ray.serving.prefix_cache import BLOCK_TOKENS, PrefixCache, block_keys
+from bco_ray.serving.engines.batching.kv_cache import KVCache, LayerShape
+from bco_ray.serving.engines.batching.prefix_cache import BLOCK_TOKENS, PrefixCache, block_keys
 
 
 def row_of(ids: list[int]) -> KVCache:

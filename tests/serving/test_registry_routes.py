@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from bco_ray.serving import errors
-from bco_ray.serving.registry_routes import router
+from bco_ray.serving.http import errors
+from bco_ray.serving.http.registry_routes import router
 from bco_ray.storage.registry import Registry
 
 

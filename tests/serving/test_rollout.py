@@ -12,11 +12,11 @@ import pytest
 
 from bco_ray.errors import ModelError, ServingError
 from bco_ray.serving.args import ServeArgs
-from bco_ray.serving.checking import probe
-from bco_ray.serving.engine import Adapter, GenRequest, Health, Load, RequestRefusedError, TokenEvent
-from bco_ray.serving.rollout import Home, Rollout, home_key
-from bco_ray.serving.routes import Canary, Table
-from bco_ray.serving.wanted import Wanted
+from bco_ray.serving.engines.protocol import Adapter, GenRequest, Health, Load, RequestRefusedError, TokenEvent
+from bco_ray.serving.versions.checking import probe
+from bco_ray.serving.versions.rollout import Home, Rollout, home_key
+from bco_ray.serving.versions.routes import Canary, Table
+from bco_ray.serving.versions.wanted import Wanted
 from bco_ray.testing.tiny import write_tiny_model
 
 

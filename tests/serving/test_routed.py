@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from bco_ray.serving.args import ServeArgs, describe_version
-from bco_ray.serving.catalog import ModelNotFoundError
-from bco_ray.serving.engine import EngineDeadError, Health, Load
-from bco_ray.serving.routed import NOTHING, RoutedCatalog
-from bco_ray.serving.routes import Route, Table
+from bco_ray.serving.engines.protocol import EngineDeadError, Health, Load
+from bco_ray.serving.versions.catalog import ModelNotFoundError
+from bco_ray.serving.versions.routed import NOTHING, RoutedCatalog
+from bco_ray.serving.versions.routes import Route, Table
 from bco_ray.testing.tiny import write_tiny_model
 
 

@@ -20,10 +20,9 @@ import uvicorn
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from bco_ray.errors import ModelError
-from bco_ray.serving.api import create_api
 from bco_ray.serving.args import ServeArgs, describe
-from bco_ray.serving.catalog import FixedCatalog, Target
-from bco_ray.serving.engine import (
+from bco_ray.serving.engines.batching.engine import HFEngine
+from bco_ray.serving.engines.protocol import (
     Adapter,
     DeadlineError,
     Engine,
@@ -34,8 +33,9 @@ from bco_ray.serving.engine import (
     TokenEvent,
     TokenLogprob,
 )
-from bco_ray.serving.hf_engine import HFEngine
-from bco_ray.serving.upstream_engine import UpstreamEngine
+from bco_ray.serving.engines.upstream.engine import UpstreamEngine
+from bco_ray.serving.http.api import create_api
+from bco_ray.serving.versions.catalog import FixedCatalog, Target
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.testing.tiny import write_tiny_model
 from bco_ray.text import load_tokenizer

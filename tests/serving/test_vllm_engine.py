@@ -22,7 +22,8 @@ import torch
 import transformers
 
 from bco_ray.errors import ModelError
-from bco_ray.serving.engine import (
+from bco_ray.serving.engines.batching.engine import HFEngine
+from bco_ray.serving.engines.protocol import (
     Adapter,
     DeadlineError,
     Engine,
@@ -33,9 +34,8 @@ from bco_ray.serving.engine import (
     TokenEvent,
     TokenLogprob,
 )
-from bco_ray.serving.fair_tags import FairTags
-from bco_ray.serving.hf_engine import HFEngine
-from bco_ray.serving.vllm_engine import VllmEngine
+from bco_ray.serving.engines.vllm.engine import VllmEngine
+from bco_ray.serving.engines.vllm.fair_tags import FairTags
 from bco_ray.testing.tiny import write_tiny_model
 
 T = TypeVar("T")

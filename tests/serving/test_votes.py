@@ -15,11 +15,11 @@ import openai
 import pytest
 
 from bco_ray.errors import StorageError
-from bco_ray.serving import ledger as ledgers
-from bco_ray.serving.engine import EngineDeadError, TokenEvent
-from bco_ray.serving.errors import ApiError
-from bco_ray.serving.feedback_tokens import SECRET_VARIABLE, FeedbackTokens, feedback_secret
-from bco_ray.serving.ledger import Ledger
+from bco_ray.serving.engines.protocol import EngineDeadError, TokenEvent
+from bco_ray.serving.http import ledger as ledgers
+from bco_ray.serving.http.errors import ApiError
+from bco_ray.serving.http.feedback_tokens import SECRET_VARIABLE, FeedbackTokens, feedback_secret
+from bco_ray.serving.http.ledger import Ledger
 from bco_ray.storage.export import export
 from bco_ray.storage.feedback_log import Choice, Completion, ExpiredError, FeedbackLog, NotFoundError, Vote
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bco_ray.serving.engine import EngineOverloadedError
-from bco_ray.serving.waiting import FairQueue
+from bco_ray.serving.engines.batching.waiting import FairQueue
+from bco_ray.serving.engines.protocol import EngineOverloadedError
 
 
 def row(name: str) -> Any:

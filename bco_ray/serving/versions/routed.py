@@ -1,0 +1,78 @@
+"""The gateway's catalog: the newest table it heard of, a tokenizer per version, an engine per home."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+from bco_ray.serving.args import Served
+from bco_ray.serving.engines.protocol import Engine, EngineDeadError, Health, Load
+from bco_ray.serving.versions.catalog import Target
+from bco_ray.serving.versions.routes import Table
+from bco_ray.text import Tokenizer, load_tokenizer
+
+NOTHING = "no model can be served"
+
+
+class RoutedCatalog:
+    """See `Catalog`. All methods but `switch` run on the event loop."""
+
+    def __init__(self, engine_of: Callable[[str], Engine]) -> None:
+        self.table = Table()
+        self.in_flight: Counter[str] = Counter()
+        self._engine_of = engine_of
+        self._engines: dict[str, Engine] = {}
+        self._tokenizers: dict[Path, Tokenizer] = {}
+
+    async def switch(self, table: Table) -> None:
+        """Get ready for a table beside the traffic, then answer by it."""
+        directories = {route.served.tokenizer_dir for route in table.routes.values()}
+        tokenizers = {d: self._tokenizers.get(d) or await asyncio.to_thread(load_tokenizer, d) for d in directories}
+        engines = {home: self._engines.get(home) for home in table.homes}
+        for home in [home for home, engine in engines.items() if engine is None]:
+            engines[home] = await asyncio.to_thread(self._engine_of, home)
+        self.table, self._tokenizers = table, tokenizers
+        self._engines = {home: engine for home, engine in engines.items() if engine}
+
+    @contextmanager
+    def lease(self, name: str, user: str | None) -> Iterator[Target]:
+        """See `Catalog.lease`."""
+        if not self.table.routes:
+            raise EngineDeadError(self._nothing())
+        route = self.table.pick(name, user)
+        target = Target(
+            route.served, self._tokenizers[route.served.tokenizer_dir], self._engines[route.home], route.adapter
+        )
+        self.in_flight[route.home] += 1
+        try:
+            yield target
+        finally:
+            self.in_flight[route.home] -= 1
+
+    def models(self) -> Sequence[tuple[str, Served]]:
+        """See `Catalog.models`."""
+        return self.table.models()
+
+    def refused(self) -> dict[str, str]:
+        """See `Catalog.refused`."""
+        return self.table.refused
+
+    async def health(self) -> Health:
+        """See `Catalog.health`."""
+        if not self.table.routes:
+            return Health(False, self._nothing())
+        found = await asyncio.gather(*(engine.health() for engine in self._engines.values()))
+        return next((health for health in found if not health.ok), Health(True))
+
+    async def load(self) -> Load:
+        """See `Catalog.load`."""
+        return reduce(add, await asyncio.gather(*(engine.load() for engine in self._engines.values())), Load(0, 0))
+
+    def _nothing(self) -> str:
+        reasons = "; ".join(f"{reference}: {reason}" for reference, reason in self.table.refused.items())
+        return f"{NOTHING}: {reasons}" if reasons else "no model is ready yet"
