@@ -24,6 +24,7 @@ from bco_ray.serving.args import ServeArgs
 from bco_ray.serving.fleet import ServeFleet, engine_of
 from bco_ray.serving.http.api import create_api
 from bco_ray.serving.http.settings import Settings
+from bco_ray.serving.metrics import Metrics
 from bco_ray.serving.versions.checking import check_version, probe
 from bco_ray.serving.versions.rollout import Rollout
 from bco_ray.serving.versions.routed import RoutedCatalog
@@ -99,11 +100,14 @@ class Gateway:
         self._log = FeedbackLog.open(args.storage)
         self._director = director
         self._settings = Settings.of(args)
-        self._catalog = RoutedCatalog(lambda home: engine_of(home, args))
+        self._metrics = metrics = Metrics()
+        self._catalog = RoutedCatalog(
+            lambda home: engine_of(home, args), lambda table: metrics.switched(table.names, len(table.refused))
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook; its proxy sends `x-request-id` itself."""
-        api = create_api(self._catalog, self._log, self._settings, send_request_id=False)
+        api = create_api(self._catalog, self._log, self._settings, metrics=self._metrics, send_request_id=False)
         inner = api.router.lifespan_context
 
         @asynccontextmanager

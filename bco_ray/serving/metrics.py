@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
@@ -41,6 +42,10 @@ class Metrics:
             buckets=_TOKEN_SECONDS, registry=registry,
         )  # fmt: skip
         self._votes = Counter("bco_votes", "Votes stored.", ["model", "label"], registry=registry)
+        self._switches = Counter("bco_switches", "A name came to mean another version.", ["name"], registry=registry)
+        self._serves = Gauge("bco_serves", "1 for the version that a name means.", ["name", "model"], registry=registry)
+        self._refused = Gauge("bco_refused_versions", "Versions that should be served and cannot.", registry=registry)
+        self._names: dict[str, str] = {}
         self._load = {
             name: Gauge(f"bco_engine_{name}", help_text, registry=registry)
             for name, help_text in (
@@ -72,6 +77,19 @@ class Metrics:
         """Count one new vote."""
         label = {True: "up", False: "down", None: "withdrawn"}[event.vote.label]
         self._votes.labels(event.model, label).inc()
+
+    def switched(self, names: Mapping[str, str], refused: int) -> None:
+        """Note what every name means from now on; the first time nothing was switched."""
+        for name in self._names.keys() | names.keys():
+            before, now = self._names.get(name), names.get(name)
+            if before and before != now:
+                self._serves.remove(name, before)
+            if before and now and before != now:
+                self._switches.labels(name).inc()
+            if now:
+                self._serves.labels(name, now).set(1)
+        self._refused.set(refused)
+        self._names = dict(names)
 
     def render(self, load: Load | None) -> bytes:
         """Prometheus' text format. `load` None: the engines do not say, and NaN stands for that."""

@@ -29,6 +29,8 @@ def exposed() -> dict[str, set[str]]:
     metrics.answered("helper/1", 3, 1, [choice], Timing(1.0, 2.0, 3.0))
     vote: Any = SimpleNamespace(model="helper/1", vote=SimpleNamespace(label=True))
     metrics.voted(vote)
+    metrics.switched({"helper": "helper/1"}, 0)
+    metrics.switched({"helper": "helper/2"}, 0)
     text = metrics.render(Load(0, 0)).decode()
     families = list(text_string_to_metric_families(text))
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from bco_ray.serving.args import ServeArgs, describe_version
 from bco_ray.serving.engines.protocol import EngineDeadError, Health, Load
+from bco_ray.serving.metrics import Metrics
 from bco_ray.serving.versions.catalog import ModelNotFoundError
 from bco_ray.serving.versions.routed import NOTHING, RoutedCatalog
 from bco_ray.serving.versions.routes import Route, Table
@@ -76,3 +78,15 @@ def test_all_engines_together(table: Table) -> None:
     assert asyncio.run(catalog.load()) in (Load(2, 4, adapters=names) for names in permutations(("home-1", "home-2")))
     sick = Route(table.routes["helper/1"].served, "sick")
     assert not asyncio.run(switched(Table(1, {"helper/1": sick})).health()).ok
+
+
+def test_switches_are_counted_by_name(table: Table) -> None:
+    metrics, engine = Metrics(), cast(Any, Engine)
+    catalog = RoutedCatalog(engine, lambda table: metrics.switched(table.names, len(table.refused)))
+    asyncio.run(catalog.switch(table))
+    asyncio.run(catalog.switch(replace(table, generation=2, names={"helper": "helper/1", "helper@prod": "helper/2"})))
+    shown = metrics.render(None).decode()
+    assert 'bco_switches_total{name="helper"} 1.0' in shown
+    assert 'bco_serves{model="helper/1",name="helper"} 1.0' in shown
+    assert 'bco_serves{model="helper/2",name="helper"}' not in shown
+    assert 'bco_switches_total{name="helper@prod"}' not in shown

@@ -27,10 +27,15 @@ DEFAULTS = Settings()
 
 
 def create_api(
-    catalog: Catalog, log: FeedbackLog, settings: Settings = DEFAULTS, *, send_request_id: bool = True
+    catalog: Catalog,
+    log: FeedbackLog,
+    settings: Settings = DEFAULTS,
+    *,
+    metrics: Metrics | None = None,
+    send_request_id: bool = True,
 ) -> FastAPI:
     """The app. Engines are started and stopped by the caller; `send_request_id` False if a proxy in front does it."""
-    metrics, ledger = Metrics(), Ledger(log, settings.retention_days)
+    metrics, ledger = metrics or Metrics(), Ledger(log, settings.retention_days)
     tokens = FeedbackTokens(feedback_secret(log.storage), settings.feedback_token_seconds)
 
     @asynccontextmanager

@@ -22,10 +22,14 @@ NOTHING = "no model can be served"
 class RoutedCatalog:
     """See `Catalog`. All methods but `switch` run on the event loop."""
 
-    def __init__(self, engine_of: Callable[[str], Engine]) -> None:
+    def __init__(
+        self, engine_of: Callable[[str], Engine], switched: Callable[[Table], None] = lambda table: None
+    ) -> None:
+        """`engine_of` a home; `switched` is called with every table once it counts."""
         self.table = Table()
         self.in_flight: Counter[str] = Counter()
         self._engine_of = engine_of
+        self._switched = switched
         self._engines: dict[str, Engine] = {}
         self._tokenizers: dict[Path, Tokenizer] = {}
 
@@ -38,6 +42,7 @@ class RoutedCatalog:
             engines[home] = await asyncio.to_thread(self._engine_of, home)
         self.table, self._tokenizers = table, tokenizers
         self._engines = {home: engine for home, engine in engines.items() if engine}
+        self._switched(table)
 
     @contextmanager
     def lease(self, name: str, user: str | None) -> Iterator[Target]:
