@@ -129,7 +129,10 @@ class Engine(Protocol):
         """
 
     async def load_adapter(self, adapter: Adapter) -> None:
-        """Have it ready before traffic needs it, beside what runs. Raises ModelError; then nothing has changed."""
+        """Have it ready before traffic needs it, beside what runs.
+
+        Raises ModelError, or EngineOverloadedError if all adapters that fit are in use; then nothing has changed.
+        """
 
     async def unload_adapter(self, name: str) -> None:
         """Forget it once no request uses it; unknown ones are no error."""

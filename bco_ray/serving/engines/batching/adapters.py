@@ -29,7 +29,7 @@ from bco_ray.models.loading import (
 )
 from bco_ray.serving.engines.batching.network import Network
 from bco_ray.serving.engines.batching.row import Row
-from bco_ray.serving.engines.protocol import Adapter
+from bco_ray.serving.engines.protocol import Adapter, EngineOverloadedError
 
 _PLAIN = "__base__"
 """peft's word for a row without an adapter."""
@@ -98,7 +98,8 @@ class Adapters:
         return AdapterFiles(adapter.name, config, weights)
 
     def add(self, files: AdapterFiles, network: Network, busy: Iterable[str | None]) -> None:
-        """Put it in and try it on one token. `busy`: names that rows use. Raises ModelError; then nothing changes."""
+        """Put it in and try it on one token. `busy`: names that rows use. Raises ModelError, or EngineOverloadedError if
+        all that fit are in use; then nothing changes."""
         if files.name in self.names:
             return
         name = f"a{next(self._numbers)}"
@@ -170,13 +171,13 @@ class Adapters:
             raise ModelError("the model's output with it is not finite")
 
     def _make_room(self, wanted: str, busy: set[str | None]) -> str | None:
-        """The name of the one to go, if one must. Raises ModelError if all are in use."""
+        """The name of the one to go, if one must. Raises EngineOverloadedError if all are in use."""
         with self._lock:
             if len(self._loaded) < self._limit:
                 return None
             idle = [name for name in self._loaded if name not in busy and name not in self._pins]
         if not idle:
-            raise ModelError(f"{wanted}: all {self._limit} adapters that fit are in use; raise max_adapters.")
+            raise EngineOverloadedError(f"{wanted}: all {self._limit} adapters that fit are in use.")
         return idle[0]
 
     def _forget(self, name: str | None) -> None:

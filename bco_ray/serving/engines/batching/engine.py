@@ -118,7 +118,7 @@ class HFEngine:
                 row.cancelled = True
 
     async def load_adapter(self, adapter: Adapter) -> None:
-        """See `Engine.load_adapter`. Raises ModelError, also where all adapters that fit are in use."""
+        """See `Engine.load_adapter`."""
         self._check_open()
         known = self._adapters.pin(adapter.name)
         try:

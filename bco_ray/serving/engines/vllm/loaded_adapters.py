@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from bco_ray.errors import ModelError
-from bco_ray.serving.engines.protocol import Adapter
+from bco_ray.serving.engines.protocol import Adapter, EngineOverloadedError
 
 Handle = TypeVar("Handle")
 
@@ -22,7 +21,7 @@ class _Loaded(Generic[Handle]):
 
 
 class LoadedAdapters(Generic[Handle]):
-    """At most `limit` at once. `load` (raises ModelError) gives the handle requests carry, `unload` takes it back."""
+    """At most `limit` at once; the idle one used longest ago makes room. `load` (raises ModelError) gives the handle requests carry, `unload` takes it back."""
 
     def __init__(
         self,
@@ -34,7 +33,7 @@ class LoadedAdapters(Generic[Handle]):
         self._load = load
         self._unload = unload
         self._limit = limit
-        self._loaded: dict[str, _Loaded[Handle]] = {}
+        self._loaded: dict[str, _Loaded[Handle]] = {}  # least recently used first
         self._changing = asyncio.Lock()
 
     @property
@@ -43,7 +42,7 @@ class LoadedAdapters(Generic[Handle]):
         return tuple(self._loaded)
 
     async def load(self, adapter: Adapter) -> None:
-        """Have it loaded, and keep it. Raises ModelError if it cannot be loaded or there is no room."""
+        """Have it loaded. Raises ModelError if it cannot be, EngineOverloadedError if all that fit are in use."""
         loaded = await self._get(adapter)
         loaded.leaving = False
 
@@ -55,7 +54,7 @@ class LoadedAdapters(Generic[Handle]):
 
     @asynccontextmanager
     async def lease(self, adapter: Adapter) -> AsyncIterator[Handle]:
-        """The adapter, loaded first if need be, kept until the block ends. Raises ModelError."""
+        """The adapter, loaded first if need be, kept until the block ends. Raises as `load` does."""
         loaded = await self._get(adapter)
         loaded.users += 1
         try:
@@ -66,14 +65,22 @@ class LoadedAdapters(Generic[Handle]):
 
     async def _get(self, adapter: Adapter) -> _Loaded[Handle]:
         """Nothing else runs between its return and the caller's next line, so what it returns is not taken away."""
-        if loaded := self._loaded.get(adapter.name):
-            return loaded
-        async with self._changing:
-            if adapter.name not in self._loaded:
-                if len(self._loaded) >= self._limit:
-                    raise ModelError(f"{adapter.name}: {self._limit} adapters are loaded already; unload one first.")
-                self._loaded[adapter.name] = _Loaded(await self._load(adapter))
-            return self._loaded[adapter.name]
+        if adapter.name not in self._loaded:
+            async with self._changing:
+                if adapter.name not in self._loaded:
+                    await self._make_room(adapter.name)
+                    self._loaded[adapter.name] = _Loaded(await self._load(adapter))
+                return self._loaded[adapter.name]
+        loaded = self._loaded[adapter.name] = self._loaded.pop(adapter.name)  # used last
+        return loaded
+
+    async def _make_room(self, wanted: str) -> None:
+        if len(self._loaded) < self._limit:
+            return
+        idle = next((name for name, loaded in self._loaded.items() if not loaded.users), None)
+        if idle is None:
+            raise EngineOverloadedError(f"{wanted}: all {self._limit} adapters that fit are in use.")
+        await self._unload(self._loaded.pop(idle).handle)
 
     async def _leave_if_idle(self, name: str, loaded: _Loaded[Handle]) -> None:
         if loaded.leaving and not loaded.users and self._loaded.get(name) is loaded:
