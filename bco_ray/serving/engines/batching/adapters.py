@@ -98,8 +98,10 @@ class Adapters:
         return AdapterFiles(adapter.name, config, weights)
 
     def add(self, files: AdapterFiles, network: Network, busy: Iterable[str | None]) -> None:
-        """Put it in and try it on one token. `busy`: names that rows use. Raises ModelError, or EngineOverloadedError if
-        all that fit are in use; then nothing changes."""
+        """Put it in and try it on one token. `busy`: names that rows use.
+
+        Raises ModelError, or EngineOverloadedError if all that fit are in use; then nothing changes.
+        """
         if files.name in self.names:
             return
         name = f"a{next(self._numbers)}"

@@ -21,7 +21,10 @@ class _Loaded(Generic[Handle]):
 
 
 class LoadedAdapters(Generic[Handle]):
-    """At most `limit` at once; the idle one used longest ago makes room. `load` (raises ModelError) gives the handle requests carry, `unload` takes it back."""
+    """At most `limit` at once; the idle one used longest ago makes room.
+
+    `load` (raises ModelError) gives the handle requests carry, `unload` takes it back.
+    """
 
     def __init__(
         self,
