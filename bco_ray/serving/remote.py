@@ -76,19 +76,26 @@ class RemoteEngine:
         try:
             return Health(**vars(await asyncio.wait_for(self._model.health.remote(), _HEALTH_TIMEOUT_SECONDS)))
         except (TimeoutError, BackPressureError, *_LOST) as error:
-            return Health(False, f"the model does not answer ({type(error).__name__})")
+            return Health(False, str(_silent(error)))
 
     async def load(self) -> Load:
-        """See `Engine.load`."""
+        """See `Engine.load`; of several replicas it is one's."""
         if self._sleeps:
             return Load(0, 0)
-        return Load(**vars(await asyncio.wait_for(self._model.load.remote(), _HEALTH_TIMEOUT_SECONDS)))
+        try:
+            return Load(**vars(await asyncio.wait_for(self._model.load.remote(), _HEALTH_TIMEOUT_SECONDS)))
+        except (TimeoutError, BackPressureError, *_LOST) as lost:
+            raise _silent(lost) from None
 
     async def _told(self, answer: Any, timeout_seconds: float) -> None:
         """Errors come as values, like those of `generate`."""
         try:
             error = await asyncio.wait_for(answer, timeout_seconds)
         except (TimeoutError, BackPressureError, *_LOST) as lost:
-            raise EngineDeadError(f"the model does not answer ({type(lost).__name__})") from None
+            raise _silent(lost) from None
         if error is not None:
             raise error
+
+
+def _silent(lost: Exception) -> EngineDeadError:
+    return EngineDeadError(f"the model does not answer ({type(lost).__name__})")
