@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -212,8 +212,9 @@ def test_no_server_says_how_to_start_one(chat: Terminal, tmp_path: Path) -> None
 def test_an_interrupt_stops_the_answer_and_not_the_chat(site: Site, tmp_path: Path) -> None:
     site.engine.pause_seconds = 30
     command = [sys.executable, "-c", "from bco_ray.cli import main; main()", "chat", "--url", site.url]
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ}
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heard
     )
     assert child.stdin
     assert child.stdout

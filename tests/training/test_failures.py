@@ -71,6 +71,7 @@ KINDS: list[tuple[str, str, Kind]] = [
     ("MemoryError", "", "out_of_memory"),
     ("OutOfMemoryError", "Task was killed due to the node running low on memory.", "out_of_memory"),
     ("ActorDiedError", "The actor died because its node has died. Node Id: 1f. Connection closed", "lost"),
+    ("WorkerHealthCheckFailedError", "A worker health check failed.", "lost"),
     ("ActorUnavailableError", "The actor is unavailable: rpc error: connection reset", "lost"),
     ("NodeDiedError", "", "lost"),
     ("WorkerCrashedError", "The worker died unexpectedly while executing this task.", "lost"),
