@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bco_ray.serving.engines.loaded_adapters import LoadedAdapters
 from bco_ray.serving.engines.protocol import Adapter, EngineOverloadedError
-from bco_ray.serving.engines.vllm.loaded_adapters import LoadedAdapters
 
 ONE, TWO, THREE = (Adapter(f"helper/{n}", Path(f"/{n}")) for n in (1, 2, 3))
 

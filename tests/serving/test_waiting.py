@@ -49,8 +49,20 @@ def test_nobody_overtakes_one_that_does_not_fit() -> None:
 
 def test_it_is_bounded() -> None:
     waiting = queue_of("a1", "b1")
+    for share in "cd":
+        waiting.put(row(share))
     with pytest.raises(EngineOverloadedError):
-        waiting.put(row("c1"))
+        waiting.put(row("e"))
+
+
+def test_one_who_sends_much_does_not_shut_out_the_others() -> None:
+    waiting = queue_of("a1", "a2", "a3", "a4")
+    with pytest.raises(EngineOverloadedError, match="4 requests wait"):
+        waiting.put(row("a5"))
+    waiting.put(row("b1"))
+    waiting.put(row("b2"))
+    with pytest.raises(EngineOverloadedError, match="2 requests wait"):
+        waiting.put(row("b3"))
 
 
 def test_swept_rows_leave_room() -> None:

@@ -111,11 +111,14 @@ class Adapters:
             self._hook()
             fill_adapter(self._peft, name, files.weights)
             self._try(name, network)
-        except ModelError as error:
+        except Exception as error:  # noqa: BLE001  whatever peft makes of somebody's config
             detach_adapter(self._peft, name)
             self._hook()
+            with self._lock:
+                self._loaded = OrderedDict({**evicted, **self._loaded})
             raise ModelError(f"{files.name}: {error}") from None
-        self._forget(evicted)
+        for its in evicted.values():
+            detach_adapter(self._peft, its)
         with self._lock:
             self._loaded[files.name] = name
 
@@ -130,8 +133,9 @@ class Adapters:
             with self._lock:
                 idle = self._unwanted - set(busy) - set(self._pins)
                 self._unwanted -= idle
-            for name in idle:
-                self._forget(name)
+                left = [self._loaded.pop(name) for name in idle if name in self._loaded]
+            for its in left:
+                detach_adapter(self._peft, its)
 
     @contextmanager
     def of(self, rows: Sequence[Row]) -> Iterator[None]:
@@ -172,21 +176,15 @@ class Adapters:
         if not bool(logits_BV.isfinite().all()):
             raise ModelError("the model's output with it is not finite")
 
-    def _make_room(self, wanted: str, busy: set[str | None]) -> str | None:
-        """The name of the one to go, if one must. Raises EngineOverloadedError if all are in use."""
+    def _make_room(self, wanted: str, busy: set[str | None]) -> dict[str, str]:
+        """The one to go, if one must: nobody can pin it any more. Raises EngineOverloadedError if all are in use."""
         with self._lock:
             if len(self._loaded) < self._limit:
-                return None
+                return {}
             idle = [name for name in self._loaded if name not in busy and name not in self._pins]
-        if not idle:
-            raise EngineOverloadedError(f"{wanted}: all {self._limit} adapters that fit are in use.")
-        return idle[0]
-
-    def _forget(self, name: str | None) -> None:
-        with self._lock:
-            its = self._loaded.pop(name, None) if name else None
-        if its:
-            detach_adapter(self._peft, its)
+            if not idle:
+                raise EngineOverloadedError(f"{wanted}: all {self._limit} adapters that fit are in use.")
+            return {idle[0]: self._loaded.pop(idle[0])}
 
     def _check_base(self, directory: Path) -> None:
         mine, its = base_of(self._directory), base_of(directory)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from bco_ray.serving.engines.batching.adapters import Adapters
 from bco_ray.serving.engines.batching.network import Network
@@ -46,7 +47,8 @@ class Batcher:
         self._network = network
         self._adapters = adapters
         self._waiting = waiting
-        self._cache = network.cache(max_rows=max_batch, budget=kv_tokens)
+        self._new_cache = partial(network.cache, max_rows=max_batch, budget=kv_tokens)
+        self._cache = self._new_cache()
         self._prefixes = PrefixCache(prefix_tokens)
         self._max_batch = max_batch
         self._kv_tokens = kv_tokens
@@ -68,7 +70,7 @@ class Batcher:
         self._admit()
         self._read()
         self._step()
-        return bool(self.rows)
+        return bool(self.rows) or len(self._waiting) > 0
 
     def _drop_lost(self) -> None:
         now = time.time()
@@ -123,9 +125,9 @@ class Batcher:
 
     def _join(self, read: Prefill, sound: list[int]) -> None:
         """Rows that have ended go in too: they leave their prompt to those who ask the same."""
+        self._judge(len(sound), len(read.rows))
         if not sound:
             return
-        self.failures = 0
         first = len(self.running)
         self.running += [read.rows[b] for b in sound]
         try:
@@ -135,8 +137,19 @@ class Batcher:
             return
         for place, row in enumerate(self.running[first:], start=first):
             row.alone = False
-            self._prefixes.keep(row.keys, self._cache, place)
+            self._remember(row, place)
         self._drop_done()
+
+    def _remember(self, row: Row, place: int) -> None:
+        try:
+            self._prefixes.keep(row.keys, self._cache, place)
+        except _MODEL_ERRORS as error:  # nobody's answer depends on it
+            logger.warning("no memory to remember prompts, so they are forgotten: %s", error)
+
+    def _judge(self, sound: int, rows: int) -> None:
+        """A network that gives no numbers for anybody, turn after turn, is broken."""
+        if not sound:
+            self.failures += rows
 
     def _step(self) -> None:
         if not self.running:
@@ -144,16 +157,19 @@ class Batcher:
         try:
             with self._adapters.of(self.running):
                 logits_BV = self._network.logits([row.ids[-1:] for row in self.running], self._cache)
-            advance(self.running, logits_BV)
+            sound = advance(self.running, logits_BV)
         except _MODEL_ERRORS as error:
             self._fall_apart(error)
             return
-        self.failures = 0
+        if sound:
+            self.failures = 0
+        self._judge(len(sound), len(self.running))
         self._drop_done()
 
     def _drop_done(self) -> None:
         for place in reversed(range(len(self.running))):
             if self.running[place].done:
+                self.failures = 0 if self.running[place].finished else self.failures
                 self._cache.leave(place)
                 last = self.running.pop()
                 if place < len(self.running):
@@ -163,7 +179,7 @@ class Batcher:
         """The batch failed: who is guilty shows when its rows are read again one by one."""
         suspects = [row for row in self.running if not row.done]
         self.running = []
-        self._cache.clear()
+        self._cache = self._new_cache()  # the old one may have lost its memory half-way
         self._sort_out(suspects, error)
 
     def _sort_out(self, suspects: Sequence[Row], error: Exception) -> None:

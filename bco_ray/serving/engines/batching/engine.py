@@ -266,8 +266,9 @@ class HFEngine:
                 continue
             try:
                 work()
-            except BcoError as error:
-                done.set_exception(error)
+            except Exception as error:  # noqa: BLE001  somebody's adapter; the engine goes on
+                known = isinstance(error, BcoError)
+                done.set_exception(error if known else ModelError(f"{type(error).__name__}: {error}"))
             else:
                 done.set_result(None)
 

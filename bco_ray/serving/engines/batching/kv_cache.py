@@ -189,11 +189,6 @@ class KVCache(Cache):  # type: ignore[misc]
         first = self.window.hi - self.lengths[row]
         return [buffer[row, :, first + start : first + stop] for buffer in self.buffers]
 
-    def clear(self) -> None:
-        """Forget all rows, keep the buffers."""
-        self.lengths = []
-        self.window.rows = self.window.lo = self.window.hi = 0
-
     def _make_room(self, rows: int, left: int, right: int) -> None:
         """See that `rows` more fit, `left` columns before the window's end and `right` behind it."""
         w = self.window

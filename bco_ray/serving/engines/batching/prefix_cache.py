@@ -54,14 +54,23 @@ class PrefixCache:
         return [blocks_NHTD[index].transpose(0, 1).flatten(1, 2) for blocks_NHTD in self._pool]
 
     def keep(self, keys: Sequence[bytes], cache: KVCache, row: int) -> None:
-        """Remember the blocks of a row without gaps that are not known yet."""
+        """Remember the blocks of a row without gaps that are not known yet. What it raises leaves it empty."""
         keys = keys[: self._limit]
         self._touch(keys)
         known = self.known(keys)
         if known < len(keys):
             places = [self._place(key) for key in keys[known:]]
             self._touch(keys)
-            self._write(places, cache.tokens(row, known * BLOCK_TOKENS, len(keys) * BLOCK_TOKENS))
+            try:
+                self._write(places, cache.tokens(row, known * BLOCK_TOKENS, len(keys) * BLOCK_TOKENS))
+            except BaseException:  # half of it is there: nothing is better than what was never written
+                self.clear()
+                raise
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._index.clear()
+        self._pool = []
 
     def _touch(self, keys: Sequence[bytes]) -> None:
         """The first block becomes the most recent one: so a chain loses its end before its start, and has no holes."""

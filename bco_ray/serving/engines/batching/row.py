@@ -48,6 +48,7 @@ class Row:
 
     `ids`: the prompt and what was generated; the last one is what the model has not read yet. `keys`: the digests of
     the prompt's blocks (see prefix_cache). `alone`: it was there when a batch failed, and is read by itself now.
+    `finished`: `done`, and with its last token.
     """
 
     def __init__(self, request: GenRequest, text: TextStream, ends: frozenset[int], outbox: Outbox) -> None:
@@ -57,7 +58,7 @@ class Row:
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
         self.cancelled = False
-        self.done = False
+        self.done = self.finished = False
         self.alone = False
         self.cached: int | None = None
         self._text = text
@@ -93,7 +94,7 @@ class Row:
         first = len(self.ids) == len(self.request.token_ids)
         self.ids.append(token)
         text, reason, ended = self._outcome(token)
-        self.done = reason is not None
+        self.done = self.finished = reason is not None
         cached = (self.cached or 0) if first else 0
         self._outbox.post(self, TokenEvent([token], text, reason, ended, [logprob] if logprob else [], cached))
 

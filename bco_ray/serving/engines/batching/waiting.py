@@ -23,11 +23,16 @@ class FairQueue:
             return self._count()
 
     def put(self, row: Row) -> None:
-        """Join the end of its line. Raises EngineOverloadedError."""
+        """Join the end of its line. Raises EngineOverloadedError if that is as long as its equal part of the places.
+
+        One that came when it was alone may hold more for a while; then up to twice as many wait as there are places.
+        """
+        share = row.request.share
         with self._lock:
-            if self._count() >= self._limit:
-                raise EngineOverloadedError(f"{self._limit} requests wait already")
-            self._lines.setdefault(row.request.share, deque()).append(row)
+            mine, lines = len(self._lines.get(share, ())), len({*self._lines, share})
+            if mine >= max(1, self._limit // lines) or self._count() >= 2 * self._limit:
+                raise EngineOverloadedError(f"{mine or self._count()} requests wait already")
+            self._lines.setdefault(share, deque()).append(row)
 
     def take(self, running: Mapping[str, int], fits: Callable[[Row], bool]) -> Row | None:
         """The first row of the share that has the fewest running; None if that one does not fit (nobody overtakes)."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import httpx
 
 from bco_ray.errors import ModelError
+from bco_ray.serving.engines.deadlines import before
+from bco_ray.serving.engines.loaded_adapters import LoadedAdapters
 from bco_ray.serving.engines.protocol import (
     Adapter,
     EngineDeadError,
@@ -25,8 +27,6 @@ from bco_ray.serving.engines.protocol import (
     TokenEvent,
 )
 from bco_ray.serving.engines.upstream.reply import Reply, completion_body, message_of, refused, server_sent
-from bco_ray.serving.engines.vllm.deadlines import before
-from bco_ray.serving.engines.vllm.loaded_adapters import LoadedAdapters
 from bco_ray.telemetry import logger
 from bco_ray.text import Tokenizer
 

@@ -23,6 +23,8 @@ from typing import Any
 from bco_ray.errors import ModelError
 from bco_ray.serving.args import base_directory
 from bco_ray.serving.engines.answer import Answer
+from bco_ray.serving.engines.deadlines import before
+from bco_ray.serving.engines.loaded_adapters import LoadedAdapters
 from bco_ray.serving.engines.protocol import (
     Adapter,
     EngineDeadError,
@@ -34,10 +36,8 @@ from bco_ray.serving.engines.protocol import (
     TokenEvent,
 )
 from bco_ray.serving.engines.text_stream import TextStream
-from bco_ray.serving.engines.vllm.deadlines import before
 from bco_ray.serving.engines.vllm.door import add_lora, errors_as_ours, generate, start_vllm, token_logprobs
 from bco_ray.serving.engines.vllm.fair_tags import FairTags
-from bco_ray.serving.engines.vllm.loaded_adapters import LoadedAdapters
 from bco_ray.text import end_of_turn_ids, load_tokenizer
 
 
