@@ -203,9 +203,14 @@ def _load_whole(directory: str | Path, dtype: torch.dtype, quantization: str = "
     check_model_directory(Path(directory))
     how = {} if quantization == "none" else {"quantization_config": _quantized(quantization, dtype)}
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, **how)
+        lm, told = transformers.AutoModelForCausalLM.from_pretrained(
+            str(directory), dtype=dtype, output_loading_info=True, **how
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{directory}: cannot load the model: {_first_line(error)}") from None
+    if missing := sorted(told["missing_keys"]):  # transformers would make them up
+        raise ModelError(f"{directory}: {len(missing)} tensors are not in its weights, for example {missing[0]}.")
+    return lm
 
 
 def _quantized(quantization: str, dtype: torch.dtype) -> Any:

@@ -89,7 +89,9 @@ class Director:
                 await self._rollout.follow(await asyncio.to_thread(wanted, self._args))
             except BcoError as error:  # a registry that cannot be read now: what is served stays served
                 logger.error("the models cannot be followed: %s", error)
-            await asyncio.sleep(self._args.poll_seconds)
+            except Exception:  # noqa: BLE001  whatever it was, the next look may be better
+                logger.exception("the models cannot be followed")
+            await self._rollout.rest(self._args.poll_seconds)
 
 
 class Gateway:
@@ -129,4 +131,7 @@ class Gateway:
                     await catalog.switch(table)
             except (RayActorError, DeploymentUnavailableError, BcoError) as error:
                 logger.warning("no news from the director (%s); what was served is served on", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+            except Exception:  # noqa: BLE001  whatever it was, the next look may be better
+                logger.exception("the table cannot be used; what was served is served on")
                 await asyncio.sleep(_RETRY_SECONDS)

@@ -31,7 +31,8 @@ class ServeArgs(BaseModel):
     `min_replicas` 0 lets an idle model go; more than one process per model from `max_replicas`. `drain_seconds`: what
     a request in progress may take when its model leaves. `engine`: hf is our own, vllm needs the extra [vllm] and GPUs
     (`engine_options`: more of vLLM's AsyncEngineArgs), upstream forwards to the OpenAI-compatible server at
-    `upstream_url`, which calls the base `upstream_model` (its key is in the variable `upstream_key_variable` names).
+    `upstream_url`, which calls the base `upstream_model` (its key is in the variable `upstream_key_variable` names);
+    of followed names it serves only versions on `upstream_base`, the directory that model was loaded from.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -63,6 +64,7 @@ class ServeArgs(BaseModel):
     engine_options: dict[str, Any] = Field(default_factory=dict)
     upstream_url: str | None = None
     upstream_model: str | None = None
+    upstream_base: LocalPath | None = None
     upstream_key_variable: str | None = None
 
     @model_validator(mode="after")
@@ -73,6 +75,8 @@ class ServeArgs(BaseModel):
             raise ValueError(f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}")
         if (self.engine == "upstream") != bool(self.upstream_url and self.upstream_model):
             raise ValueError("engine: upstream goes with upstream_url and upstream_model, and they with it")
+        if self.engine == "upstream" and self.follow and not self.upstream_base:
+            raise ValueError("upstream_base: say which model directory upstream_model is; no other is served by it")
         return self
 
 
@@ -119,8 +123,12 @@ def describe_version(reference: str, directory: Path, args: ServeArgs) -> Served
 def base_directory(directory: Path) -> Path:
     """The whole model that a directory stands on: itself, or what its adapter names. Raises ModelError."""
     adapter = directory / "adapter_config.json"
-    base = Path(_json(adapter)["base_model_name_or_path"]) if adapter.is_file() else directory
-    return base_directory(base) if base != directory else base
+    if not adapter.is_file():
+        return directory
+    named = _json(adapter).get("base_model_name_or_path")
+    if not isinstance(named, str) or Path(named) == directory:
+        raise ModelError(f"{adapter}: does not name the model it stands on (base_model_name_or_path).")
+    return base_directory(Path(named))
 
 
 def _window(config: Path) -> int:
@@ -140,5 +148,5 @@ def _registered_at(directory: Path) -> int:
 def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path.parent}: no model directory that can be served: {path.name}: {error}.") from None

@@ -20,6 +20,9 @@ from bco_ray.serving.versions.rollout import Home
 PREFIX = "bco-model-"
 
 _POLL_SECONDS = 0.25
+_USABLE = {ApplicationStatus.RUNNING, ApplicationStatus.UNHEALTHY}
+"""Unhealthy: some replica cannot be replaced just now; whether the others answer is for the probe to find out."""
+
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+$", re.MULTILINE)
 
 
@@ -30,14 +33,16 @@ class ServeFleet:
         self._args = args
 
     async def ensure(self, home: Home) -> Engine:
-        """See `Fleet.ensure`."""
-        if home.key not in await self.running():
+        """See `Fleet.ensure`. Only what this call started is taken down if it does not get ready."""
+        started = home.key not in await self.running()
+        if started:
             target = RunTarget(model_application(self._args, home), name=home.key, route_prefix=None)
             await asyncio.to_thread(serve.run_many, [target], wait_for_applications_running=False)
         try:
             await self._until_running(home)
         except BaseException:
-            await self.remove(home.key)
+            if started:
+                await self.remove(home.key)
             raise
         return engine_of(home.key, self._args)
 
@@ -56,7 +61,7 @@ class ServeFleet:
         while time.monotonic() < deadline:
             status = await asyncio.to_thread(serve.status)
             application = status.applications.get(home.key)
-            if application and application.status == ApplicationStatus.RUNNING:
+            if application and application.status in _USABLE:
                 return
             if application and application.status == ApplicationStatus.DEPLOY_FAILED:
                 raise ServingError(f"{home.directory}: the model did not start: {reason(application)}")

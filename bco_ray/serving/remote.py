@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from bco_ray.errors import BcoError
+from bco_ray.serving.engines.deadlines import before
 from bco_ray.serving.engines.protocol import (
     Adapter,
     EngineDeadError,
@@ -41,9 +42,13 @@ class RemoteEngine:
     async def stop(self) -> None:
         """Serve stops the replica."""
 
-    async def generate(self, request: GenRequest) -> AsyncGenerator[TokenEvent]:
-        """See `Engine.generate`. A replica lost before it said anything is no reason to fail: another one is asked."""
-        for last in range(_TRIES):
+    def generate(self, request: GenRequest) -> AsyncGenerator[TokenEvent]:
+        """See `Engine.generate`. The deadline counts here too: there may be no replica yet, or one that is stuck."""
+        return before(request.deadline, self._events(request))
+
+    async def _events(self, request: GenRequest) -> AsyncGenerator[TokenEvent]:
+        """A replica lost before it said anything is no reason to fail: another one is asked."""
+        for attempt in range(1, _TRIES + 1):
             begun = False
             stream = self._model.options(stream=True).generate.remote(request)
             try:
@@ -56,7 +61,7 @@ class RemoteEngine:
             except BackPressureError:
                 raise EngineOverloadedError("too many requests wait for the model") from None
             except _LOST:
-                if begun or last == _TRIES - 1:
+                if begun or attempt == _TRIES:
                     raise EngineDeadError("the model's process was lost; it is being replaced") from None
             finally:
                 stream.cancel()

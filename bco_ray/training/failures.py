@@ -30,7 +30,10 @@ _SAY_SO_BY_CLASS = re.compile(r"Dist\w*Error|Connection\w*Error|BrokenPipeError"
 _MEMORY = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|OutOfMemory|MemoryError|_ALLOC_FAILED", re.IGNORECASE
 )
-_LOST = re.compile(r"ActorDied|ActorUnavailable|HealthCheckFailed|RayActorError|NodeDied|WorkerCrashed|OwnerDied|preempt", re.IGNORECASE)
+_LOST = re.compile(
+    r"ActorDied|ActorUnavailable|HealthCheckFailed|RayActorError|NodeDied|WorkerCrashed|OwnerDied|preempt",
+    re.IGNORECASE,
+)
 _STORAGE_ERRORS = frozenset({"StorageError", "DamagedError", "OSError", "IOError", "FileNotFoundError"})
 """Whatever they quote: an object store may time out, too."""
 

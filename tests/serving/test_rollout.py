@@ -90,7 +90,14 @@ class Site:
         return directory
 
     def follow(self, wanted: Wanted) -> Table:
-        asyncio.run(self.rollout.follow(wanted))
+        """Until nothing is being made ready."""
+
+        async def settle() -> None:
+            await self.rollout.follow(wanted)
+            while await self.rollout.rest(0.0 if self.rollout._preparing is None else 10.0):
+                await self.rollout.follow(wanted)
+
+        asyncio.run(settle())
         return self.rollout.table
 
 
@@ -182,3 +189,67 @@ def test_a_restarted_director_goes_on_from_what_a_gateway_knows(site: Site) -> N
     assert table.pick("helper@prod", None).served.model_id == "helper/1"
     assert table.refused
     assert table.generation > known.generation
+
+
+def test_going_back_does_not_wait_for_what_does_not_start(site: Site) -> None:
+    site.follow(wants(site, 3, adapters=True))
+    never = asyncio.Event()
+
+    async def stuck(home: Home) -> Fake:
+        await never.wait()
+        raise AssertionError
+
+    async def use() -> Table:
+        site.fleet.ensure = stuck  # type: ignore[method-assign]
+        await site.rollout.follow(wants(site, 2, adapters=True))
+        assert await site.rollout.rest(0.01)
+        back = wants(site, 3, adapters=True)
+        back.names["helper@old"] = "helper/3"
+        await site.rollout.follow(back)
+        assert site.rollout._preparing is not None
+        site.rollout._preparing.cancel()
+        return site.rollout.table
+
+    assert asyncio.run(use()).pick("helper@old", None).served.model_id == "helper/3"
+
+
+@pytest.mark.parametrize("config", ['{"base_model_na', "{}", "[1]", '{"base_model_name_or_path": 3}'])
+def test_a_version_that_nobody_promoted_and_nobody_can_read_is_in_nobodys_way(site: Site, config: str) -> None:
+    site.adapter(4)
+    wanted = wants(site, 3, adapters=True)
+    (site.root / "4" / "adapter_config.json").write_text(config)
+    table = site.follow(wanted)
+    assert table.pick("helper", None).served.model_id == "helper/3"
+    assert "helper/4" not in table.routes
+
+
+def test_an_adapter_whose_files_were_changed_cannot_be_asked_for(site: Site) -> None:
+    site.corrupt.add("helper/4")
+    assert "helper/4" not in site.follow(wants(site, 3, adapters=True)).routes
+
+
+def test_an_engine_that_went_away_is_started_again(site: Site) -> None:
+    site.follow(wants(site, 1))
+    lost = site.fleet.engines.pop(home_key(site.root / "1"))
+    assert site.follow(wants(site, 1)).pick("helper", None).served.model_id == "helper/1"
+    assert site.fleet.engines[home_key(site.root / "1")] is not lost
+
+
+def test_nothing_leaves_while_no_gateway_was_heard_of(site: Site) -> None:
+    site.follow(wants(site, 1))
+    site.follow(wants(site, 2))
+    assert len(site.fleet.engines) == 2
+
+
+def test_an_upstream_serves_no_other_base_under_its_name(site: Site) -> None:
+    upstream = {"engine": "upstream", "upstream_url": "http://127.0.0.1:1", "upstream_model": "m"}
+    args = ServeArgs.model_validate(
+        {"follow": ["helper"], "storage": site.root, "upstream_base": site.root / "1", **upstream}
+    )
+    site.rollout = Rollout(args, site.fleet, site.check, probe)
+    assert site.follow(wants(site, 1)).pick("helper", None).served.model_id == "helper/1"
+    table = site.follow(wants(site, 2))
+    assert table.pick("helper", None).served.model_id == "helper/1"
+    assert "upstream_base" in table.refused["helper/2"]
+    with pytest.raises(ValueError, match="upstream_base"):
+        ServeArgs.model_validate({"follow": ["helper"], "storage": site.root, **upstream})

@@ -14,7 +14,7 @@ from bco_ray.serving.args import Served
 from bco_ray.serving.engines.protocol import Engine, EngineDeadError, Health, Load
 from bco_ray.serving.versions.catalog import Target
 from bco_ray.serving.versions.routes import Table
-from bco_ray.text import Tokenizer, load_tokenizer
+from bco_ray.text import Tokenizer, load_tokenizer, tokenizer_digest
 
 NOTHING = "no model can be served"
 
@@ -31,16 +31,16 @@ class RoutedCatalog:
         self._engine_of = engine_of
         self._switched = switched
         self._engines: dict[str, Engine] = {}
-        self._tokenizers: dict[Path, Tokenizer] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._digests: dict[Path, str] = {}
 
     async def switch(self, table: Table) -> None:
         """Get ready for a table beside the traffic, then answer by it."""
-        directories = {route.served.tokenizer_dir for route in table.routes.values()}
-        tokenizers = {d: self._tokenizers.get(d) or await asyncio.to_thread(load_tokenizer, d) for d in directories}
+        digests, tokenizers = await asyncio.to_thread(self._read, table)
         engines = {home: self._engines.get(home) for home in table.homes}
         for home in [home for home, engine in engines.items() if engine is None]:
             engines[home] = await asyncio.to_thread(self._engine_of, home)
-        self.table, self._tokenizers = table, tokenizers
+        self.table, self._digests, self._tokenizers = table, digests, tokenizers
         self._engines = {home: engine for home, engine in engines.items() if engine}
         self._switched(table)
 
@@ -50,9 +50,8 @@ class RoutedCatalog:
         if not self.table.routes:
             raise EngineDeadError(self._nothing())
         route = self.table.pick(name, user)
-        target = Target(
-            route.served, self._tokenizers[route.served.tokenizer_dir], self._engines[route.home], route.adapter
-        )
+        tokenizer = self._tokenizers[self._digests[route.served.tokenizer_dir]]
+        target = Target(route.served, tokenizer, self._engines[route.home], route.adapter)
         self.in_flight[route.home] += 1
         try:
             yield target
@@ -77,6 +76,15 @@ class RoutedCatalog:
     async def load(self) -> Load:
         """See `Catalog.load`."""
         return reduce(add, await asyncio.gather(*(engine.load() for engine in self._engines.values())), Load(0, 0))
+
+    def _read(self, table: Table) -> tuple[dict[Path, str], dict[str, Tokenizer]]:
+        """Versions with the same tokenizer share one, however many they are."""
+        directories = {route.served.tokenizer_dir for route in table.routes.values()}
+        digests = {d: self._digests.get(d) or tokenizer_digest(d) for d in directories}
+        tokenizers: dict[str, Tokenizer] = {}
+        for directory, digest in digests.items():
+            tokenizers[digest] = tokenizers.get(digest) or self._tokenizers.get(digest) or load_tokenizer(directory)
+        return digests, tokenizers
 
     def _nothing(self) -> str:
         reasons = "; ".join(f"{reference}: {reason}" for reference, reason in self.table.refused.items())
