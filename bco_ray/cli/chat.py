@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bco_ray.cli.conversation import Answer, Conversation, NoServerError, Server, choose
 from bco_ray.errors import ServingError
 from bco_ray.storage.registry import Registry
@@ -45,7 +43,6 @@ class Chat:
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
-        self._out = Console()
         self._commands: dict[str, Callable[[str], None]] = {
             "+": lambda _: self._vote(True),
             "-": lambda _: self._vote(False),
@@ -85,15 +82,15 @@ class Chat:
         def show(piece: str) -> None:
             nonlocal came
             came = True
-            self._out.out(visible(piece), end="", highlight=False)
+            _say(visible(piece))
 
         try:
             answer = answering(show)
         except ServingError:
             if came:
-                self._out.print()
+                _say("\n")
             raise
-        self._out.print()
+        _say("\n")
         _note(answer.model if answer.whole else "stopped")
 
     def _vote(self, label: bool, comment: str = "") -> None:
@@ -141,6 +138,12 @@ def _serve_command(model: str, storage: Path) -> str:
     if not model or not (Path(model).is_dir() or Registry(storage).versions(name)):
         return "bco serve"
     return f"bco serve {model}" + (f" --storage {storage}" if storage != Path("runs") else "")
+
+
+def _say(text: str) -> None:
+    """At once. Not through rich, which says it again after a Ctrl-C in the middle."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _note(text: str, style: str = "dim") -> None:

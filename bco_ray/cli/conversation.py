@@ -5,6 +5,7 @@ Nothing here reads or prints; `openai` is imported, so commands import this when
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import openai
 from bco_ray.errors import ServingError
 
 SOURCE = "bco chat"
+_OF_REGISTRY = re.compile(r"(/[0-9]+|@[A-Za-z0-9_-]+)$")
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 600.0
 
 
@@ -100,14 +102,24 @@ class Conversation:
     system: str = ""
     sampling: dict[str, Any] = field(default_factory=dict)
     turns: list[dict[str, str]] = field(default_factory=list)
+    asked: list[dict[str, str]] = field(default_factory=list)
+    """The last question, after the turns it came after."""
     last: Answer | None = None
     voted: bool = False
 
     def ask(self, question: str, show: Callable[[str], None]) -> Answer:
         """Ctrl-C stops the answer; what came of it stays in the conversation. Raises ServingError."""
-        answer = self.last = Answer()
-        self.voted = False
-        asked = [*self.turns, {"role": "user", "content": question}]
+        self.asked = [*self.turns, {"role": "user", "content": question}]
+        return self._answer(show)
+
+    def retry(self, show: Callable[[str], None]) -> Answer:
+        """Another answer to the last question, in place of the first if anything comes. Raises ServingError."""
+        if not self.asked:
+            raise ServingError("There is no question to ask again.")
+        return self._answer(show)
+
+    def _answer(self, show: Callable[[str], None]) -> Answer:
+        answer, self.last, self.voted, asked = Answer(), None, False, self.asked
         messages = [{"role": "system", "content": self.system}, *asked] if self.system else asked
         try:
             self.server.stream({"model": self.model, "messages": messages, **self.sampling}, answer, show)
@@ -116,14 +128,9 @@ class Conversation:
         finally:
             if answer.whole or answer.text:
                 self.turns = [*asked, {"role": "assistant", "content": answer.text}]
+            if answer.id:
+                self.last = answer
         return answer
-
-    def retry(self, show: Callable[[str], None]) -> Answer:
-        """Another answer to the last question, in place of the first. Raises ServingError."""
-        if not self.turns:
-            raise ServingError("There is no question to ask again.")
-        *self.turns, question, _ = self.turns
-        return self.ask(question["content"], show)
 
     def vote(self, label: bool, comment: str = "") -> None:
         """On the last answer; a second vote replaces the first. Raises ServingError."""
@@ -139,19 +146,19 @@ class Conversation:
 
     def reset(self) -> None:
         """Begin anew."""
-        self.turns, self.last, self.voted = [], None, False
+        self.turns, self.asked, self.last, self.voted = [], [], None, False
 
     def _rated(self) -> Answer:
         if self.last is None:
             raise ServingError("There is no answer to vote on yet.")
-        if not self.last.whole:
-            raise ServingError("The last answer was not finished, so the server did not keep it: /retry, then vote.")
         return self.last
 
 
 def choose(names: list[str]) -> str:
-    """The bare name (prod and canary decide what it means) where only one is served. Raises ServingError."""
-    bare = sorted({name.partition("@")[0].partition("/")[0] for name in names})
+    """Where only one model is served, its bare name (prod and canary decide what that means), or its full id if that is
+    none of the registry's (`org/model`). Raises ServingError.
+    """
+    bare = sorted({_OF_REGISTRY.sub("", name) for name in names})
     if len(bare) != 1:
         raise ServingError(f"Say which model with --model; served are: {', '.join(names) or 'none yet'}.")
     return bare[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,9 @@ STORAGE = Path("runs")
 Reference = Annotated[str, typer.Argument(metavar="REF", help="name/3, name@prod, or name.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A registered name, without a version.")]
 Alias = Annotated[str, typer.Option("--alias", help="The alias to move.")]
+Expected = Annotated[
+    int | None, typer.Option("--expected", help="Only if the alias is at this version now (0: not set yet).", min=0)
+]
 
 
 @app.command("list")
@@ -59,23 +63,23 @@ def show(
 def promote(
     reference: Reference,
     alias: Alias = "prod",
-    expected: Annotated[
-        int | None, typer.Option(help="Only if the alias is at this version now (0: not set yet).", min=0)
-    ] = None,
+    expected: Expected = None,
     storage: Storage = STORAGE,
     as_json: AsJson = False,
 ) -> None:
     """Point an alias (prod) at a version; servers that follow the name switch once it has proved to work."""
     registry = _registry(storage)
     version = registry.resolve(reference)
-    was = registry.promote(version.name, version.version, alias, ... if expected is None else expected or None)
+    was = registry.promote(version.name, version.version, alias, _condition(expected))
     finish({"model": version.reference, "alias": f"{version.name}@{alias}", "was": was}, as_json)
 
 
 @app.command()
-def rollback(name: Name, alias: Alias = "prod", storage: Storage = STORAGE, as_json: AsJson = False) -> None:
+def rollback(
+    name: Name, alias: Alias = "prod", expected: Expected = None, storage: Storage = STORAGE, as_json: AsJson = False
+) -> None:
     """Take back an alias's last move; once more takes back the one before."""
-    version, was = _registry(storage).rollback(name, alias)
+    version, was = _registry(storage).rollback(name, alias, _condition(expected))
     finish({"model": f"{name}/{version}", "alias": f"{name}@{alias}", "was": was}, as_json)
 
 
@@ -114,6 +118,11 @@ def export(
 def _meaning(registry: Registry, name: str) -> dict[str, Any]:
     state = registry.state(name)
     return {"aliases": state.aliases, "canary": asdict(state.canary) if state.canary else None}
+
+
+def _condition(expected: int | None) -> int | EllipsisType | None:
+    """As the registry takes `--expected`."""
+    return ... if expected is None else expected or None
 
 
 def _percent(text: str) -> float:

@@ -82,7 +82,8 @@ def _known(connection: sa.Connection, ballots: Sequence[Ballot]) -> _Part:
     answers = connection.execute(_ANSWERS, {"listed": json.dumps([vote.response_id for vote, _ in ballots])})
     keys = [key for _, key in ballots if key is not None]
     keyed = connection.execute(_KEYED, {"listed": json.dumps(keys)}).tuples() if keys else ()
-    standing = connection.execute(_STANDING, {"listed": json.dumps([_voter(vote) for vote, _ in ballots])}).tuples()
+    voters = list({_voter(vote) for vote, _ in ballots})
+    standing = connection.execute(_STANDING, {"listed": json.dumps(voters)}).tuples()
     return _Part(
         {row["id"]: row for row in answers.mappings()},
         {key: (vote_id, body_hash) for key, vote_id, body_hash in keyed},
@@ -106,15 +107,22 @@ _STORED = events().where(votes.c.id.in_(sa.select(_LISTED.c.value)))
 
 _VOTER = (votes.c.response_id, votes.c.choice_index, votes.c.user)
 
+_CAST = votes.alias("cast")
+
+_LAST = (
+    sa.select(_CAST.c.seq)
+    .where(*(_CAST.c[c.name] == sa.func.json_extract(_LISTED.c.value, f"$[{i}]") for i, c in enumerate(_VOTER)))
+    .order_by(_CAST.c.seq.desc())
+    .limit(1)
+    .correlate(_LISTED)
+)
+
 _STANDING = (
     sa.select(*_VOTER, votes.c.id, votes.c.body_hash)
     .select_from(_LISTED)
-    .join(
-        votes, sa.and_(*(column == sa.func.json_extract(_LISTED.c.value, f"$[{i}]") for i, column in enumerate(_VOTER)))
-    )
-    .order_by(votes.c.seq)
+    .join(votes, votes.c.seq == _LAST.scalar_subquery())
 )
-"""All votes of some voters, in order."""
+"""The last vote of each voter listed, found through `votes_by_voter` however many came before it."""
 
 
 def _settled(part: _Part, vote: Vote, key: str | None, oldest: float) -> str | StorageError:

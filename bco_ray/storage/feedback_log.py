@@ -125,20 +125,21 @@ class FeedbackLog:
             found = [event(row) for row in connection.execute(query).mappings()]
         return found[:limit], len(found) > limit
 
-    def delete_vote(self, vote_id: str, *, oldest: float = 0.0) -> VoteEvent:
-        """Take a vote back by appending a tombstone; one that no longer counts stays as it is. Returns the vote.
+    def delete_vote(self, vote_id: str, *, oldest: float = 0.0) -> VoteEvent | None:
+        """Take a vote back by appending a tombstone, and return that; one that no longer counts stays as it is (None).
 
         Raises NotFoundError, or ExpiredError if the answer takes no votes any more.
         """
         with writing(self.engine) as connection:
             stored = _one(connection, vote_id, f"{vote_id}: no such vote.")
-            if stored.effective and stored.vote.label is not None:
-                keep = {"response_id", "choice_index", "user", "source"}
-                gone = {**stored.vote.model_dump(include=keep), "label": None, "metadata": {"withdraws": vote_id}}
-                (outcome,) = cast(connection, [(Vote.model_validate(gone), None)], oldest)
-                if isinstance(outcome, StorageError):
-                    raise outcome
-            return _one(connection, vote_id, vote_id)
+            if not stored.effective or stored.vote.label is None:
+                return None
+            keep = {"response_id", "choice_index", "user", "source"}
+            gone = {**stored.vote.model_dump(include=keep), "label": None, "metadata": {"withdraws": vote_id}}
+            (outcome,) = cast(connection, [(Vote.model_validate(gone), None)], oldest)
+            if isinstance(outcome, StorageError):
+                raise outcome
+            return outcome[0]
 
 
 def completion_row(completion: Completion) -> dict[str, Any]:

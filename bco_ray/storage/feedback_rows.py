@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError
 
 from bco_ray.errors import StorageError
 
@@ -126,16 +128,38 @@ Added = tuple[VoteEvent, bool]
 
 
 def require_storable(value: BaseModel) -> None:
-    """Raises ValueError for what JSON, UTF-8 and so Parquet cannot hold: NaN, infinities, half surrogate pairs.
+    """Raises an error that names the field (`param` of its context) for what JSON, UTF-8, Parquet or a database cannot
+    hold: NaN, infinities, half surrogate pairs, U+0000.
 
     Checked at the door, because one such row in the log would make every later export fail.
     """
+    fields = value.model_dump()
+    if problem := _why_not_storable(fields):
+        found = ((name, why) for name, field in fields.items() if (why := _why_not_storable(field)))
+        param, problem = next(found, ("", problem))
+        raise PydanticCustomError("not_storable", "{problem}", {"param": param, "problem": problem})
+
+
+def is_storable(value: JsonValue) -> bool:
+    """See `require_storable`."""
+    return _why_not_storable(value) is None
+
+
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""In JSON; after an odd number of backslashes it is a text that says so."""
+
+
+def _why_not_storable(value: Any) -> str | None:
     try:
-        json.dumps(value.model_dump(), allow_nan=False, ensure_ascii=False).encode()
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
     except UnicodeEncodeError:
-        raise ValueError("text contains half of a surrogate pair, which is no character") from None
+        return "text contains half of a surrogate pair, which is no character"
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        return "nested too deeply"
+    except ValueError as error:
+        return str(error)
+    return "text contains U+0000, which cannot be stored" if "\\u0000" in text and _NUL.search(text) else None
 
 
 def new_completion_id(prefix: str = "chatcmpl") -> str:

@@ -27,6 +27,9 @@ ALIAS = r"[A-Za-z0-9_-]+"
 
 _REFERENCE = re.compile(rf"(?P<name>{NAME})(?:/(?P<version>\d+)|@(?P<alias>{ALIAS}))?")
 _LINEAGE = "lineage.json"
+_MOVE_SECONDS = 5.0
+"""How long a move of an alias waits for its turn."""
+_BUSY = "busy: somebody else is writing there, perhaps a new version; try again."
 
 
 class UnknownVersionError(ModelError):
@@ -81,15 +84,16 @@ class Registry:
 
         `lineage["run"]` identifies the run: a resumed pipeline that had already registered finds its version again.
         """
+        if known := self._of_run(name, lineage.get("run")):
+            return known
+        digests = _digests(source)
         with self._writing(name):
-            for version in self.versions(name):
-                known = self.get(name, version)
-                if lineage.get("run") is not None and known.lineage.get("run") == lineage["run"]:
-                    return known
+            if known := self._of_run(name, lineage.get("run")):
+                return known
             number = max(self.versions(name), default=0) + 1
             with files.new_directory(self.root / name / str(number)) as scratch:
                 shutil.copytree(source, scratch, dirs_exist_ok=True)
-                own = {"name": name, "version": number, "registered_at": int(time.time()), "files": _digests(source)}
+                own = {"name": name, "version": number, "registered_at": int(time.time()), "files": digests}
                 files.write_json(scratch / _LINEAGE, {**lineage, **own})
         return self.get(name, number)
 
@@ -137,15 +141,15 @@ class Registry:
     ) -> int | None:
         """Point `alias` at `version`; returns where it pointed before (None: it was unset).
 
-        Raises ModelError; ConflictError if `expected` is given (None: unset) and not where it points now.
+        Raises ModelError; ConflictError if `expected` is given (None: unset) and not where it points now; StorageError
+        if it is not its turn within seconds.
         """
         self.get(name, version)
         if not re.fullmatch(ALIAS, alias):
             raise ModelError(f"{alias!r}: an alias is letters, digits, - and _.")
-        with self._writing(name):
+        with self._writing(name, busy=_BUSY):
             was = self.aliases(name).get(alias)
-            if expected is not ... and was != expected:
-                raise ConflictError(f"{name}@{alias} is {was}, not {expected}: somebody moved it first.")
+            _require_expected(f"{name}@{alias}", was, expected)
             if was != version:
                 book.move(self.root / name, alias, version)
         return was
@@ -154,14 +158,15 @@ class Registry:
         """Point `alias` at `version` if it points at `expected` now. See `promote`."""
         self.promote(name, version, alias, expected)
 
-    def rollback(self, name: str, alias: str = "prod") -> tuple[int, int]:
+    def rollback(self, name: str, alias: str = "prod", expected: int | EllipsisType | None = ...) -> tuple[int, int]:
         """(version, was): `alias` back where it was before its last move; once more goes one move further back.
 
-        Raises ModelError if there is nothing before, or that version is gone.
+        Raises ModelError if there is nothing before, or that version is gone; else as `promote` does.
         """
         self._require(name)
-        with self._writing(name):
+        with self._writing(name, busy=_BUSY):
             state = self.state(name)
+            _require_expected(f"{name}@{alias}", state.aliases.get(alias), expected)
             version = self.get(name, state.before(alias)).version
             book.move(self.root / name, alias, version, rollback=True)
         return version, state.aliases[alias]
@@ -169,12 +174,12 @@ class Registry:
     def set_canary(self, name: str, percent: float) -> None:
         """Send so much of the name's traffic to the version that its alias `candidate` points at; 0 ends it.
 
-        Raises ModelError.
+        Raises ModelError; StorageError if it is not its turn within seconds.
         """
         self._require(name)
         if not 0 <= percent <= 100:
             raise ModelError(f"{percent}: a canary takes 0 to 100 percent of the traffic.")
-        with self._writing(name):
+        with self._writing(name, busy=_BUSY):
             state = self.state(name)
             if percent and CANDIDATE not in state.aliases:
                 raise ModelError(f"{name}: no version is its {CANDIDATE} yet; promote one to that alias first.")
@@ -182,11 +187,16 @@ class Registry:
                 book.set_share(self.root / name, percent)
 
     @contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        """The one writer of `name`; what killed ones left is gone."""
-        with files.locked(self.root / name / ".lock"):
+    def _writing(self, name: str, busy: str | None = None) -> Iterator[None]:
+        """The one writer of `name`; what killed ones left is gone. With words in `busy` it waits `_MOVE_SECONDS`."""
+        with files.locked(self.root / name / ".lock", busy=busy, seconds=_MOVE_SECONDS):
             files.remove_leftovers(self.root / name)
             yield
+
+    def _of_run(self, name: str, run: Any) -> ModelVersion | None:
+        """The version that a run registered."""
+        known = (self.get(name, version) for version in self.versions(name))
+        return next((version for version in known if run is not None and version.lineage.get("run") == run), None)
 
     def _require(self, name: str, reference: str = "") -> None:
         if not self.versions(name):
@@ -196,6 +206,11 @@ class Registry:
         if versions := self.versions(name):
             return f"Versions: {', '.join(map(str, versions))}; aliases: {self.aliases(name) or 'none'}."
         return f"Registered models: {', '.join(self.names()) or 'none'}. Is it the right storage directory?"
+
+
+def _require_expected(alias: str, now: int | None, expected: int | EllipsisType | None) -> None:
+    if expected is not ... and now != expected:
+        raise ConflictError(f"{alias} is {now}, not {expected}: somebody moved it first.")
 
 
 def _digests(directory: Path) -> dict[str, str]:

@@ -89,7 +89,8 @@ def test_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert says("show", "bot@prod")["lineage"]["run"] == "a"
     Registry(tmp_path).register("bot", tmp_path / "m", {"run": "b"})
     assert says("promote", "bot/2", "--expected", "1")["was"] == 1
-    assert says("rollback", "bot") == {"model": "bot/1", "alias": "bot@prod", "was": 2}
+    assert bco(monkeypatch, "models", "rollback", "bot", "--expected", "1", *storage) == 1
+    assert says("rollback", "bot", "--expected", "2") == {"model": "bot/1", "alias": "bot@prod", "was": 2}
     says("promote", "bot/2", "--alias", "candidate")
     assert says("canary", "bot", "10")["canary"] == {"alias": "candidate", "percent": 10}
     assert says("canary", "bot", "off")["canary"] is None

@@ -22,7 +22,7 @@ from fastapi import FastAPI
 
 from bco_ray.cli import main
 from bco_ray.cli.chat import visible
-from bco_ray.cli.conversation import choose
+from bco_ray.cli.conversation import Conversation, Server, choose
 from bco_ray.errors import ServingError
 from bco_ray.serving.args import ServeArgs, describe
 from bco_ray.serving.engines.protocol import Adapter, EngineDeadError, GenRequest, Health, Load, TokenEvent
@@ -223,11 +223,39 @@ def test_an_interrupt_stops_the_answer_and_not_the_chat(site: Site, tmp_path: Pa
     assert child.stdout.read(7) == b"answer "
     child.send_signal(signal.SIGINT)
     site.engine.pause_seconds = 0
-    out, err = child.communicate(b"Still there?\n", timeout=60)
+    out, err = child.communicate(b"-\nStill there?\n", timeout=60)
     assert (child.returncode, out) == (0, b"\nanswer 2.\n"), err
+    assert site.votes == [(False, None)], "what was stopped is kept, and can be voted on"
     assert b"stopped" in err
     assert "assistant\nanswer " in site.engine.prompt(1)
     assert "Still there?" in site.engine.prompt(1)
+
+
+def test_retry_asks_the_last_question_also_after_it_failed(site: Site) -> None:
+    talk = Conversation(Server(site.url, "", "ann"), "helper")
+    talk.ask("Hello", lambda _: None)
+    kept = talk.turns
+    talk.model = "nobody"
+    for fails in (lambda: talk.ask("And then?", str), lambda: talk.retry(str), lambda: talk.vote(True)):
+        with pytest.raises(ServingError):
+            fails()
+    assert talk.turns == kept
+    talk.model = "helper"
+    assert talk.retry(lambda _: None).text == "answer 2."
+    assert [turn["content"] for turn in talk.turns] == ["Hello", "answer 1.", "And then?", "answer 2."]
+    talk.model = "nobody"
+    with pytest.raises(ServingError):
+        talk.retry(lambda _: None)
+    assert talk.turns[-1]["content"] == "answer 2.", "a new answer that never came replaces nothing"
+
+
+def test_an_answer_that_broke_off_can_be_voted_on(site: Site) -> None:
+    talk = Conversation(Server(site.url, "", "ann"), "helper")
+    site.engine.broken = True
+    with pytest.raises(ServingError, match="engine died"):
+        talk.ask("Hello", lambda _: None)
+    talk.vote(False)
+    assert site.votes == [(False, None)]
 
 
 def test_a_model_does_not_steer_the_terminal() -> None:
@@ -236,5 +264,8 @@ def test_a_model_does_not_steer_the_terminal() -> None:
 
 def test_the_only_model_is_chosen() -> None:
     assert choose(["helper/3", "helper@prod", "helper"]) == "helper"
+    assert choose(["org/model-7b"]) == "org/model-7b"
+    with pytest.raises(ServingError, match="--model"):
+        choose(["org/a", "org/b"])
     with pytest.raises(ServingError, match=r"--model; served are: a/1, b/2"):
         choose(["a/1", "b/2"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from bco_ray.serving.engines.protocol import (
     EngineOverloadedError,
     TokenEvent,
 )
+from bco_ray.serving.http import prompts
 from bco_ray.text import load_tokenizer
 
 HI: Any = [{"role": "user", "content": "Hello"}]
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
@@ -239,12 +242,19 @@ def test_errors_have_one_shape(
         {"messages": [{"role": "user", "content": "a", "name": "\udfff"}]},
         {"tools": [{"\ud800": 1}]},
         {"tools": [{"limit": float("nan")}]},
+        {"messages": [{"role": "user", "content": "a\0b"}]},
+        {"user": "\0"},
     ],
 )
 def test_what_could_not_be_exported_is_not_let_in(site: Any, fields: dict[str, Any]) -> None:
     body = json.dumps({"model": "helper", "messages": HI, **fields})
     response = site.http("POST", "/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert (response.status_code, error_of(response)["code"]) == (422, "invalid_field")
+    assert error_of(response)["param"] == next(iter(fields))
+
+
+def test_405_says_what_is_allowed(site: Any) -> None:
+    assert "GET" in site.http("PUT", "/v1/models").headers["allow"]
 
 
 @pytest.mark.parametrize("prompt", [[-1], [10**30], 5, [["a"]]])
@@ -270,6 +280,49 @@ def test_an_over_long_prompt_is_told_its_length(site: Any) -> None:
         site.client.chat.completions.create(model="helper", messages=[{"role": "user", "content": "word " * 600}])
     assert caught.value.code == "context_length_exceeded"
     assert site.engine.asked == []
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [("/v1/completions", {"prompt": [10_000] * 600}), ("/v1/chat/completions", {"messages": HI * 600})],
+)
+def test_what_cannot_fit_is_not_even_rendered(
+    site: Any, monkeypatch: pytest.MonkeyPatch, path: str, fields: dict[str, Any]
+) -> None:
+    for never in ("_chat_prompt", "_plain"):
+        monkeypatch.setattr(prompts, never, None)
+    response = site.post(path, model="helper", **fields)
+    assert (response.status_code, error_of(response)["code"]) == (400, "context_length_exceeded")
+    assert "600 tokens" in response.json()["error"]["message"]
+
+
+BIG = "x" * (prompts.LONG_CHARACTERS + 1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{**HI[0], "tool_calls": [{"function": {"arguments": {"x": BIG}}}]}]},
+        {"messages": [{**HI[0], "name": BIG}]},
+        {"messages": HI, "tools": [{"x": {str(i): [i] for i in range(prompts.LONG_CHARACTERS // 2)}}]},
+    ],
+    ids=["tool_calls", "name", "tools"],
+)
+def test_nothing_big_is_rendered_on_the_loop(
+    open_site: Any, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    site, threads = open_site(template="{% if tools %}{% endif %}hello"), list[int]()
+    site.engine.says("ok")
+    render = prompts._chat_prompt
+
+    def rendering(*arguments: Any) -> Any:
+        threads.append(threading.get_ident())
+        return render(*arguments)
+
+    monkeypatch.setattr(prompts, "_chat_prompt", rendering)
+    assert site.post("/v1/chat/completions", model="helper", messages=HI).is_success
+    assert site.post("/v1/chat/completions", model="helper", **fields).is_success
+    assert len(set(threads)) == 2, "the small one on the loop, the big one in a thread"
 
 
 def test_a_body_that_is_too_large_is_refused(site: Any) -> None:
@@ -359,6 +412,53 @@ def test_batch_answers_per_line(site: Any) -> None:
     assert (result["created"], result["replayed"], result["rejected"]) == (1, 1, 4)
     assert result["data"][0]["id"] == result["data"][4]["id"]
     assert result["data"][3]["error"]["param"] == "label"
+
+
+def test_a_bad_line_never_fails_the_others(site: Any) -> None:
+    good = {"response_id": an_answer(site), "label": True}
+    bad: list[tuple[dict[str, Any], str | None]] = [
+        ({"idempotency_key": "\ud800"}, "idempotency_key"),
+        ({"idempotency_key": "a\0"}, "idempotency_key"),
+        ({"idempotency_key": ""}, "idempotency_key"),
+        ({"idempotency_key": "k" * 256}, "idempotency_key"),
+        ({"idempotency_key": 7}, "idempotency_key"),
+        ({"comment": "\0"}, "comment"),
+        ({"metadata": {"x": ["\udfff"]}}, "metadata"),
+        ({"tags": ["a", "\0"]}, "tags"),
+        ({"feedback_token": "\ud800"}, "feedback_token"),
+        ({"\ud800": 1}, None),
+    ]
+    content = "\n".join(json.dumps({**good, **fields}) for fields in [*(fields for fields, _ in bad), {}])
+    response = site.http("POST", "/v1/feedback/batch", content=content)
+    results = response.json()["data"]
+    assert [(r["status"], r["error"]["param"]) for r in results[:-1]] == [(422, param) for _, param in bad]
+    assert results[-1]["status"] == 201
+
+
+def test_many_lines_are_parsed_and_too_many_refused(site: Any) -> None:
+    line = b'{"response_id": "no", "label": true}\n'
+    result = site.http("POST", "/v1/feedback/batch", content=b"\n" + line * 1200).json()
+    assert ([r["line"] for r in result["data"]], result["rejected"]) == (list(range(2, 1202)), 1200)
+    response = site.http("POST", "/v1/feedback/batch", content=b"{}\n" * 10_001)
+    assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
+    assert "10000 lines" in response.json()["error"]["message"]
+    assert site.http("POST", "/v1/feedback/batch", content=b"{}\n" * 10_000).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256])
+def test_keys_in_the_header_are_checked(site: Any, key: str) -> None:
+    vote = {"response_id": an_answer(site), "label": True}
+    response = site.http("POST", "/v1/feedback", json=vote, headers={"Idempotency-Key": key})
+    assert (response.status_code, error_of(response)["param"]) == (422, "Idempotency-Key")
+
+
+def test_an_update_that_cannot_be_said_back_is_refused(site: Any) -> None:
+    path = f"/v1/chat/completions/{an_answer(site)}"
+    for metadata in ({"feedback": "up", "x": "\ud800"}, {"feedback": "up", "\ud800": 1}):
+        content = json.dumps({"metadata": metadata})
+        assert site.http("POST", path, content=content, headers=JSON).status_code == 422
+    unknown = site.http("POST", "/v1/chat/completions/a%00b", json={"metadata": {"feedback": "up"}})
+    assert (unknown.status_code, error_of(unknown)["code"]) == (404, "not_found")
 
 
 # --- with the real engine ---------------------------------------------------------------------------------------------

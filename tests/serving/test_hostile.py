@@ -90,6 +90,8 @@ def test_nothing_else_breaks_it_either(client: httpx.Client, value: Any) -> None
         b'{"model": "helper", "messages": [{"role": "user", "content": "\xff"}]}',
         b'{"model": "helper", "seed": ' + b"9" * 5000 + b"}",
         b'{"model": NaN}',
+        b'{"model": "helper", "suffix": "\\ud800", "messages": []}',
+        b'{"\\ud800": 1, "\\u0000": 2, "response_id": "\\ud800", "label": true}',
         b"",
     ],
 )

@@ -12,6 +12,8 @@ from fastapi.testclient import TestClient
 
 from bco_ray.serving.http import errors
 from bco_ray.serving.http.registry_routes import router
+from bco_ray.storage import files
+from bco_ray.storage import registry as registries
 from bco_ray.storage.registry import Registry
 
 
@@ -55,11 +57,31 @@ def test_a_model_its_versions_and_its_names(client: TestClient) -> None:
     assert post(client, "bot/canary", percent=0)[1]["canary"] is None
 
 
-def test_rollback_needs_no_body(client: TestClient) -> None:
+def test_moves_need_json(client: TestClient) -> None:
+    """What a page can send without a preflight is none."""
     for version in (1, 2):
         post(client, "bot/promote", version=version)
-    reply = client.post("/v1/registry/models/bot/rollback")
-    assert (reply.status_code, reply.json()["aliases"]) == (200, {"prod": 1})
+    for path, content in (("rollback", "{}"), ("promote", '{"version": 1}'), ("canary", '{"percent": 0}')):
+        for kind in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
+            assert client.post(f"/v1/registry/models/bot/{path}", content=content, headers=kind).status_code == 422
+    assert client.post("/v1/registry/models/bot/rollback").status_code == 422
+    assert post(client, "bot/rollback")[1]["aliases"] == {"prod": 1}
+
+
+def test_a_rollback_from_where_the_alias_was_seen(client: TestClient) -> None:
+    for version in (1, 2, 3):
+        post(client, "bot/promote", version=version)
+    assert post(client, "bot/rollback", expected=3)[1]["aliases"] == {"prod": 2}
+    status, body = post(client, "bot/rollback", expected=3)
+    assert (status, body["error"]["code"]) == (409, "alias_moved")
+
+
+def test_a_registry_in_use_is_503(client: TestClient, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registries, "_MOVE_SECONDS", 0.05)
+    with files.locked(registry.root / "bot" / ".lock"):
+        status, body = post(client, "bot/promote", version=1)
+    assert (status, body["error"]["code"]) == (503, "storage_unavailable")
+    assert "busy" in body["error"]["message"]
 
 
 def test_expected_null_is_unset_and_left_out_is_anything(client: TestClient) -> None:
@@ -83,6 +105,9 @@ def test_expected_null_is_unset_and_left_out_is_anything(client: TestClient) -> 
         ("bot/promote", {"version": 1, "alias": "a b"}, 422, "alias"),
         ("bot/promote", {"versions": 1}, 422, "version"),
         ("%2e%2e/canary", {"percent": 0}, 422, "name"),
+        (f"{'a' * 300}/promote", {"version": 1}, 422, "name"),
+        ("bot/promote", {"version": 10**300}, 422, "version"),
+        ("bot/rollback", {"expected": 1 << 31}, 422, "expected"),
     ],
 )
 def test_errors(client: TestClient, path: str, body: dict[str, Any], status: int, message: str) -> None:

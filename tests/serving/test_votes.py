@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,16 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.requests import ClientDisconnect
 
 from bco_ray.errors import StorageError
 from bco_ray.serving.engines.protocol import EngineDeadError, TokenEvent
 from bco_ray.serving.http import ledger as ledgers
+from bco_ray.serving.http.edge import Edge
 from bco_ray.serving.http.errors import ApiError
 from bco_ray.serving.http.feedback_tokens import SECRET_VARIABLE, FeedbackTokens, feedback_secret
 from bco_ray.serving.http.ledger import Ledger
+from bco_ray.serving.metrics import Metrics
 from bco_ray.storage.export import export
 from bco_ray.storage.feedback_log import Choice, Completion, ExpiredError, FeedbackLog, NotFoundError, Vote
 
@@ -109,6 +114,28 @@ def test_only_known_origins_may_vote_from_a_browser(open_site: Callable[..., Any
     assert allow not in site.http("GET", "/v1/models", headers=known).headers
 
 
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [(None, True), ("{url}", True), ("https://shop.example", True), ("https://evil.example", False), ("null", False),
+     ("http://[", False)],
+)  # fmt: skip
+def test_foreign_pages_may_not_send(open_site: Callable[..., Any], origin: str | None, allowed: bool) -> None:
+    site = open_site(cors_origins=("https://shop.example",))
+    headers = {"content-type": "text/plain"} | ({"origin": origin.format(url=site.url)} if origin else {})
+    sent = [
+        site.http(method, path, content="{}", headers=headers)
+        for method, path in (("POST", "/v1/feedback/batch"), ("POST", "/v1/registry/models/x/rollback"),
+                             ("DELETE", "/v1/feedback/fb-x"))
+    ]  # fmt: skip
+    codes = [error_code(response) if response.is_error else None for response in sent]
+    assert (
+        all(code != (403, "origin_not_allowed") for code in codes)
+        if allowed
+        else set(codes) == {(403, "origin_not_allowed")}
+    )
+    assert site.http("GET", "/v1/models", headers=headers).status_code == 200
+
+
 # --- half answers -----------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +160,23 @@ def test_a_vote_in_the_middle_of_a_stream_waits_for_its_answer(http_site: Any) -
     stream.close()
     assert http_site.post("/v1/feedback", response_id=answer, label=True).status_code == 201
     assert http_site.log.get_completion(answer).choices[0].finish_reason in {"abort", "stop"}
+
+
+def test_batched_votes_wait_for_answers_too(tmp_path: Path) -> None:
+    log = FeedbackLog.open(tmp_path)
+
+    async def voting() -> list[Any]:
+        ledger = Ledger(log)
+        with ledger.unfinished("a"):
+            early = asyncio.create_task(ledger.vote_all([(Vote(response_id="a", label=True), None)]))
+            await asyncio.sleep(0.05)
+            assert not early.done()
+            ledger.answered(an_answer("a"))
+            outcomes = await early
+        await ledger.close()
+        return outcomes
+
+    assert [created for _, created in asyncio.run(voting())] == [True]
 
 
 # --- what is not kept -------------------------------------------------------------------------------------------------
@@ -221,6 +265,30 @@ def test_a_caller_who_leaves_takes_nobody_along(tmp_path: Path) -> None:
     assert {event.vote.user for event in log.list_votes()[0]} >= {"x", "z"}
 
 
+def test_writing_needs_no_thread_of_others(tmp_path: Path) -> None:
+    """Nor does closing lose what was handed in."""
+    log, released = FeedbackLog.open(tmp_path), threading.Event()
+
+    async def voting() -> bool:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        occupied = asyncio.create_task(asyncio.to_thread(released.wait, 30))
+        await asyncio.sleep(0)
+        ledger = Ledger(log)
+        await asyncio.wait_for(ledger.answered(an_answer("a")), 10)
+        _, created = await ledger.vote(Vote(response_id="a", label=True), None)
+        ledger.answered(an_answer("b"))
+        await ledger.close()
+        released.set()
+        await occupied
+        return created
+
+    try:
+        assert asyncio.run(voting())
+    finally:
+        released.set()
+    assert log.get_completion("b").id == "b"
+
+
 # --- who asks, and for how long ---------------------------------------------------------------------------------------
 
 
@@ -243,12 +311,16 @@ def test_deadlines_and_shares(http_site: Any) -> None:
 
 
 def test_metrics_name_versions_and_no_users(http_site: Any) -> None:
-    answer = http_site.client.chat.completions.create(**ASK, user="ann").id
-    http_site.post("/v1/feedback", response_id=answer, label=False, user="ann")
+    answer = http_site.client.chat.completions.create(**ASK, user="zoe").id
+    vote = http_site.post("/v1/feedback", response_id=answer, label=False, user="zoe").json()
     http_site.http("GET", "/v1/feedback/fb-nobody")
+    before = http_site.http("GET", "/metrics").text
+    for _ in range(2):
+        http_site.http("DELETE", f"/v1/feedback/{vote['id']}")
     text = http_site.http("GET", "/metrics").text
     for line in (
         'bco_votes_total{label="down",model="helper/3"}',
+        'bco_votes_total{label="withdrawn",model="helper/3"} 1.0',
         'bco_tokens_total{kind="cached",model="helper/3"}',
         'bco_first_token_seconds_count{model="helper/3"}',
         'bco_inter_token_seconds_count{model="helper/3"}',
@@ -258,4 +330,17 @@ def test_metrics_name_versions_and_no_users(http_site: Any) -> None:
         "bco_gateway_info{",
     ):
         assert line in text
-    assert "ann" not in text
+    assert 'label="withdrawn"' not in before
+    assert "zoe" not in text
+
+
+@pytest.mark.parametrize("left", [asyncio.CancelledError(), ClientDisconnect()], ids=lambda left: type(left).__name__)
+def test_a_client_that_left_is_no_fault_of_ours(left: BaseException) -> None:
+    async def leaving(scope: Any, receive: Any, send: Any) -> None:
+        raise left
+
+    metrics = Metrics()
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    with pytest.raises(type(left)):
+        asyncio.run(Edge(leaving, metrics=metrics, send_request_id=True)(scope, None, None))  # type: ignore[arg-type]
+    assert 'bco_request_seconds_count{route="other",status="4xx"} 1.0' in metrics.render(None).decode()

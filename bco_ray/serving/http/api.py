@@ -43,12 +43,13 @@ def create_api(
         sweeping = asyncio.create_task(ledger.sweep())
         yield
         sweeping.cancel()
+        await ledger.close()
 
     api = FastAPI(title="bco-ray", version=bco_ray.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     errors.install(api)
     if settings.cors_origins:
         api.add_middleware(VoteCors, origins=settings.cors_origins)
-    api.add_middleware(Edge, metrics=metrics, send_request_id=send_request_id)
+    api.add_middleware(Edge, metrics=metrics, send_request_id=send_request_id, origins=settings.cors_origins)
     api.include_router(chat.router(Backend(catalog, ledger, metrics, tokens, settings.request_timeout_seconds)))
     api.include_router(feedback.router(ledger, metrics, tokens))
     api.include_router(registry_routes.router(Registry(log.storage)))

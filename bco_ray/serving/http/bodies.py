@@ -80,7 +80,7 @@ class SamplingRequest(BaseModel):
     def _implemented(cls, fields: Any) -> Any:
         for name, neutral in _NEUTRAL.items() if isinstance(fields, dict) else ():
             if (given := fields.get(name)) is not None and given not in neutral:
-                raise unsupported(name, f"{name}: {str(given)[:60]}: not supported here; leave it out.")
+                raise unsupported(name, f"{name}: {ascii(given)[:60]}: not supported here; leave it out.")
         return fields
 
     @model_validator(mode="after")
@@ -161,3 +161,8 @@ class UpdateRequest(BaseModel):
     """Metadata set on a stored completion; `feedback` in it is a vote."""
 
     metadata: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _storable(self) -> UpdateRequest:
+        require_storable(self)
+        return self

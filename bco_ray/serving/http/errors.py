@@ -21,6 +21,7 @@ from bco_ray.storage.feedback_rows import ExpiredError, NotFoundError
 from bco_ray.telemetry import logger
 
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_MAX_PARAM = 256
 
 
 class ApiError(Exception):
@@ -44,11 +45,9 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The envelope."""
-        kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-
-_TYPES = {429: "rate_limit_error"}
+        kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
+        kind = "server_error" if self.status >= 500 else kind
+        return {"error": {"message": _sendable(str(self)), "type": kind, "param": self.param, "code": self.code}}
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -75,7 +74,8 @@ def as_api_error(error: Exception) -> ApiError:
         case StorageError():
             return ApiError(503, "The feedback log cannot be used right now.", code="storage_unavailable")
         case HTTPException():
-            return ApiError(error.status_code, str(error.detail), code=_CODES.get(error.status_code))
+            headers = dict(error.headers or {})
+            return ApiError(error.status_code, str(error.detail), code=_CODES.get(error.status_code), headers=headers)
         case RequestValidationError():
             return invalid_body(error.errors())
     return ApiError(500, "The server made a mistake; the request id names it in the log.", code="internal_error")
@@ -90,8 +90,14 @@ def invalid_body(problems: Any) -> ApiError:
         return ApiError(
             400, f"The body is not valid JSON: {first.get('ctx', {}).get('error', '')}", code="invalid_json"
         )
-    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    param = ".".join(str(part) for part in first["loc"] if part != "body") or first.get("ctx", {}).get("param")
+    param = param and _sendable(param[:_MAX_PARAM])
     return ApiError(422, f"{param or 'body'}: {first['msg']}", code="invalid_field", param=param)
+
+
+def _sendable(text: str) -> str:
+    """Half surrogate pairs, which no reply can hold, escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def install(api: FastAPI) -> None:

@@ -18,26 +18,29 @@ from bco_ray.serving.versions.catalog import Target
 from bco_ray.text import Tokenizer, content_text, template_inputs
 
 LONG_CHARACTERS = 20_000
-"""More would keep the event loop busy for too long."""
+"""More, of text, keys and values that are rendered, would keep the event loop busy for too long."""
 
 
 async def prompt_of(target: Target, body: SamplingRequest) -> Prompt:
     """The prompt of a request. Raises ApiError if it cannot be rendered, or does not fit with one token of answer."""
     tokenizer, window = target.tokenizer, target.served.context_window
     render: Callable[[], Prompt]
+    said: list[Any]
     if isinstance(body, ChatRequest):
+        check_fits(len(body.messages), window, "messages", "at least ")
         messages = [_plain(i, message) for i, message in enumerate(body.messages)]
         tools = _tools(tokenizer, body)
         where, length = "messages", sum(len(message.content or "") for message in messages)
+        said = [tools, *([message.role, message.content, message.model_extra] for message in messages)]
         render = lambda: _chat_prompt(tokenizer, messages, tools)  # noqa: E731
     else:
         assert isinstance(body, TextRequest)
         prompt = body.prompt
-        where, length = "prompt", len(prompt) if isinstance(prompt, str) else 0
-        render = lambda: _text_prompt(tokenizer, prompt)  # noqa: E731
-    if length > LONG_CHARACTERS:
+        where, length, said = "prompt", len(prompt) if isinstance(prompt, str) else 0, [prompt]
+        render = lambda: _text_prompt(tokenizer, prompt, window)  # noqa: E731
+    if long := _is_long(said):
         check_fits(length // _longest_token(tokenizer), window, where, "at least ")
-    rendered = await asyncio.to_thread(render) if length > LONG_CHARACTERS else render()
+    rendered = await asyncio.to_thread(render) if long else render()
     check_fits(len(rendered.ids), window, where)
     return rendered
 
@@ -50,6 +53,17 @@ def check_fits(tokens: int, window: int, param: str, about: str = "") -> None:
             f"for the answer. Shorten the {param}."
         )
         raise ApiError(400, message, code="context_length_exceeded", param=param)
+
+
+def _is_long(said: list[Any]) -> bool:
+    """Whether there is more in it than `LONG_CHARACTERS`; looks at no more than that."""
+    left, rest = LONG_CHARACTERS, said
+    while rest and left >= 0:
+        value = rest.pop()
+        left -= len(value) if isinstance(value, str | list | dict) else 1
+        if left >= 0 and isinstance(value, list | dict):
+            rest += [*value, *value.values()] if isinstance(value, dict) else value
+    return left < 0
 
 
 @lru_cache(maxsize=16)
@@ -91,9 +105,10 @@ def _tools(tokenizer: Tokenizer, body: ChatRequest) -> list[dict[str, Any]] | No
     return body.tools
 
 
-def _text_prompt(tokenizer: Tokenizer, prompt: str | list[int]) -> Prompt:
-    """The log keeps a raw prompt as one user message."""
+def _text_prompt(tokenizer: Tokenizer, prompt: str | list[int], window: int) -> Prompt:
+    """The log keeps a raw prompt as one user message. Raises ApiError, before it decodes ids that do not fit."""
     ids = list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
+    check_fits(len(ids), window, "prompt")
     if not ids:
         raise ApiError(400, "prompt: empty; the model needs at least one token.", code="invalid_field", param="prompt")
     if max(ids) >= len(tokenizer):

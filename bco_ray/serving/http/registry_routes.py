@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
+from types import EllipsisType
 from typing import Annotated, ParamSpec, TypeVar
 
 from fastapi import APIRouter, Path
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from bco_ray.errors import ConflictError, ModelError
+from bco_ray.errors import ConflictError, ModelError, StorageError
 from bco_ray.serving.http import wire
 from bco_ray.serving.http.errors import ApiError
 from bco_ray.storage.aliases import Aliases
@@ -20,29 +21,36 @@ from bco_ray.storage.registry import ALIAS, NAME, ModelVersion, Registry, Unknow
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Name = Annotated[str, Path(pattern=f"^{NAME}$")]
+Name = Annotated[str, Path(pattern=f"^{NAME}$", max_length=128)]
 Alias = Annotated[str, Field(pattern=f"^{ALIAS}$", max_length=64)]
+Version = Annotated[int, Field(ge=1, lt=1 << 31)]
 
 _SUMMARY = ("registered_at", "run", "parent", "votes", "evaluation")
 """What of a lineage is shown; the whole of it is in the version's `lineage.json`."""
 
 
-class Promotion(BaseModel):
+class Move(BaseModel):
     """`expected` is where the alias points now (null: nowhere yet); left out, it may point anywhere."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    version: int = Field(ge=1)
     alias: Alias = "prod"
-    expected: int | None = None
+    expected: Version | None = None
+
+    @property
+    def condition(self) -> int | EllipsisType | None:
+        """As `Registry` takes it."""
+        return self.expected if "expected" in self.model_fields_set else ...
 
 
-class Rollback(BaseModel):
+class Promotion(Move):
+    """Point the alias at a version."""
+
+    version: Version
+
+
+class Rollback(Move):
     """Back to where the alias pointed before its last move."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    alias: Alias = "prod"
 
 
 class CanaryShare(BaseModel):
@@ -67,13 +75,12 @@ def router(registry: Registry) -> APIRouter:
 
     @routes.post("/{name}/promote")
     async def promote(name: Name, body: Promotion) -> Response:
-        expected = body.expected if "expected" in body.model_fields_set else ...
-        await _done(registry.promote, name, body.version, body.alias, expected)
+        await _done(registry.promote, name, body.version, body.alias, body.condition)
         return JSONResponse(await _done(_model, registry, name))
 
     @routes.post("/{name}/rollback")
-    async def rollback(name: Name, body: Rollback | None = None) -> Response:
-        await _done(registry.rollback, name, (body or Rollback()).alias)
+    async def rollback(name: Name, body: Rollback) -> Response:
+        await _done(registry.rollback, name, body.alias, body.condition)
         return JSONResponse(await _done(_model, registry, name))
 
     @routes.post("/{name}/canary")
@@ -94,6 +101,8 @@ async def _done(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         raise ApiError(404, str(error), code="model_not_found") from None
     except ModelError as error:
         raise ApiError(400, str(error), code="not_possible") from None
+    except StorageError as error:
+        raise ApiError(503, str(error), code="storage_unavailable", headers={"retry-after": "1"}) from None
 
 
 def _model(registry: Registry, name: str) -> wire.Json:
