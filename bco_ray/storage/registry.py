@@ -154,10 +154,6 @@ class Registry:
                 book.move(self.root / name, alias, version)
         return was
 
-    def move_alias(self, name: str, alias: str, version: int, *, expected: int | None) -> None:
-        """Point `alias` at `version` if it points at `expected` now. See `promote`."""
-        self.promote(name, version, alias, expected)
-
     def rollback(self, name: str, alias: str = "prod", expected: int | EllipsisType | None = ...) -> tuple[int, int]:
         """(version, was): `alias` back where it was before its last move; once more goes one move further back.
 
