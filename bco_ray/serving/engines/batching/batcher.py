@@ -1,4 +1,4 @@
-"""The continuous batcher: one turn takes in who waits, reads a piece of the newcomers' prompts, and steps who runs.
+"""The continuous batcher: one turn steps who runs, takes in who waits, and reads a piece of the newcomers' prompts.
 
 It knows nothing of threads and event loops. One thread calls it; others may only put rows into `waiting`.
 """
@@ -65,11 +65,11 @@ class Batcher:
         return sum(self._cache.lengths)
 
     def turn(self) -> bool:
-        """Go on by one step; whether there was anything to do."""
+        """One step; whether there is more to do. Reading comes last: a first token waits for no further step."""
         self._drop_lost()
+        self._step()
         self._admit()
         self._read()
-        self._step()
         return bool(self.rows) or len(self._waiting) > 0
 
     def _drop_lost(self) -> None:
