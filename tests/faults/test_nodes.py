@@ -56,7 +56,7 @@ def long_set(faults: Any) -> None:
 
 def train_on_nodes(faults: Any, setup: TrainSetup, tmp_path: Path, how: str) -> list[Event]:
     """The events of the run, which is the same as on one machine."""
-    outcome = faults.run(HERE / "nodes.py", tmp_path / "setup.json", how, timeout_seconds=280)
+    outcome = faults.run(HERE / "nodes.py", tmp_path / "setup.json", how, timeout_seconds=380)
     assert outcome.status == 0, outcome.output[-4000:]
     whole = tmp_path / "whole"
     whole.mkdir()
