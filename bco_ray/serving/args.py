@@ -29,7 +29,8 @@ class ServeArgs(BaseModel):
     good: `model_id` (exact, `name/3`; `aliases` and the bare name are accepted too) in `model_dir`, a model or adapter
     directory. `threads`: torch threads of a model's process. `max_adapters`: loaded at once beside one base.
     `min_replicas` 0 lets an idle model go; more than one process per model from `max_replicas`. `drain_seconds`: what
-    a request in progress may take when its model leaves. `engine`: hf is our own, vllm needs the extra [vllm] and GPUs
+    a request in progress may take when its model leaves. `stream_seconds`: a stream sends at most so often, what comes
+    between goes together (hf only; 0: every token alone). `engine`: hf is our own, vllm needs the extra [vllm] and GPUs
     (`engine_options`: more of vLLM's AsyncEngineArgs), upstream forwards to the OpenAI-compatible server at
     `upstream_url`, which calls the base `upstream_model` (its key is in the variable `upstream_key_variable` names);
     of followed names it serves only versions on `upstream_base`, the directory that model was loaded from.
@@ -57,6 +58,7 @@ class ServeArgs(BaseModel):
     start_seconds: float = Field(default=600.0, gt=0)
     drain_seconds: float = Field(default=120.0, ge=0)
     request_timeout_seconds: float = Field(default=600.0, gt=0)
+    stream_seconds: float = Field(default=0.03, ge=0)
     feedback_token_seconds: float = Field(default=86400.0, gt=0)
     retention_days: float | None = Field(default=None, gt=0)
     cors_origins: list[str] = Field(default_factory=list)

@@ -101,7 +101,14 @@ def _engine(args: ServeArgs, home: Home) -> Engine:
     from bco_ray.serving.engines.batching.engine import HFEngine
 
     device = "cuda" if args.num_gpus else "cpu"
-    return HFEngine(home.directory, context_window=home.context_window, threads=args.threads, device=device, **bounds)
+    return HFEngine(
+        home.directory,
+        context_window=home.context_window,
+        threads=args.threads,
+        device=device,
+        stream_seconds=args.stream_seconds,
+        **bounds,
+    )
 
 
 def _upstream(args: ServeArgs, home: Home) -> Engine:

@@ -43,7 +43,7 @@ def prompts(tokenizer: Any) -> list[list[int]]:
     return [tokenizer(text)["input_ids"] for text in Texts]
 
 
-def with_engine(directory: Path, use: Callable[[HFEngine], Awaitable[T]], **options: int) -> T:
+def with_engine(directory: Path, use: Callable[[HFEngine], Awaitable[T]], **options: Any) -> T:
     """Run `use` with a started engine; the engine ends whatever happens."""
 
     async def body() -> T:
@@ -272,3 +272,11 @@ def test_a_directory_without_a_model_is_a_model_error(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError):
         asyncio.run(body())
+
+
+def test_what_comes_within_a_moment_comes_as_one(directory: Path, prompts: list[list[int]]) -> None:
+    request = GenRequest(prompts[1], 40, temperature=0.0, logprobs=1)
+    alone = with_engine(directory, lambda engine: collect(engine, request))
+    together = with_engine(directory, lambda engine: collect(engine, request), stream_seconds=0.03)
+    assert len(together) < len(alone)
+    assert sum(together[1:], together[0]) == sum(alone[1:], alone[0])

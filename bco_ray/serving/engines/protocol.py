@@ -84,6 +84,11 @@ class TokenEvent:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     cached: int = 0
 
+    def __add__(self, later: TokenEvent) -> TokenEvent:
+        """Both in one."""
+        ids, text, logprobs = self.token_ids + later.token_ids, self.text + later.text, self.logprobs + later.logprobs
+        return TokenEvent(ids, text, later.finish_reason, later.ended, logprobs, self.cached + later.cached)
+
 
 @dataclass(frozen=True)
 class Health:

@@ -55,6 +55,8 @@ class HFEngine:
     `kv_tokens`: rows x the longest of them that the running batch may hold (default: `max_batch` full windows); those
     whose prompts are being read are held once more meanwhile. `prefill_chunk`: prompt tokens read between two steps.
     `prefix_tokens`: how much of past prompts is remembered (default: as much as `kv_tokens`; 0: nothing).
+    `stream_seconds`: after an event the tokens of so long come as one (0: one event per token): each event costs its
+    way through processes and sockets, and nobody reads that fast.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class HFEngine:
         prefill_chunk: int = 512,
         prefix_tokens: int | None = None,
         max_adapters: int = 8,
+        stream_seconds: float = 0.0,
     ) -> None:
         self._directory = directory
         self._device = device
@@ -80,6 +83,7 @@ class HFEngine:
         self._prefill_chunk = prefill_chunk
         self._prefix_tokens = self._kv_tokens if prefix_tokens is None else prefix_tokens
         self._max_adapters = max_adapters
+        self._stream_seconds = stream_seconds
         self._waiting = FairQueue(max_waiting)
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._outbox = Outbox()
@@ -109,11 +113,11 @@ class HFEngine:
             try:
                 finished = False
                 while not finished:
-                    event = await row.events.get()
-                    if isinstance(event, Exception):
-                        raise event
+                    event = await self._heard(row)
                     finished = event.finish_reason is not None
                     yield event
+                    if self._stream_seconds and not finished:
+                        await asyncio.sleep(self._stream_seconds)
             finally:
                 row.cancelled = True
 
@@ -199,6 +203,19 @@ class HFEngine:
         self._wake.set()
         self._check_open()  # it may have closed meanwhile, and failed those who waited before us
         return row
+
+    async def _heard(self, row: Row) -> TokenEvent:
+        """The next event, and with it those that have come meanwhile. Raises what the row failed with."""
+        event = await row.events.get()
+        if isinstance(event, Exception):
+            raise event
+        while self._stream_seconds and not row.events.empty():
+            later = row.events.get_nowait()
+            if isinstance(later, Exception):  # the last thing it hears
+                row.events.put_nowait(later)
+                break
+            event += later
+        return event
 
     @asynccontextmanager
     async def _adapter_of(self, request: GenRequest) -> AsyncIterator[None]:
