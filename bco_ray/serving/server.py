@@ -122,12 +122,20 @@ def _wait_until_ready(url: str, timeout_seconds: float) -> None:
     )
 
 
+def _message(body: str) -> str:
+    """What an error says; a proxy's is no JSON."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body
+
+
 def _get(url: str) -> Any:
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
             return json.loads(response.read())
     except urllib.error.HTTPError as error:
         with error:
-            return error.read().decode(errors="replace")
+            return _message(error.read().decode(errors="replace"))
     except (OSError, ValueError) as error:  # URLError, refused, 404 and 503, not JSON
         return str(error)
