@@ -7,6 +7,7 @@ gluing strings together. The reference pass and the trainer read the ids this mo
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from bco_ray.schema import Message
 
 Tokenizer = Any
 """A transformers PreTrainedTokenizerFast; its stubs are not typed."""
+
+_TOKENIZER_FILES = {".json", ".jinja", ".model", ".txt"}
+_NO_TOKENIZER = {"adapter_config.json", "generation_config.json", "lineage.json", "manifest.json"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,16 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             "Put the template the model was trained with into chat_template.jinja in that directory."
         )
     return tokenizer
+
+
+def tokenizer_digest(directory: Path) -> str:
+    """Equal for directories that `load_tokenizer` makes the same of: over every file but weights and notes."""
+    names = sorted(p for p in directory.iterdir() if p.suffix in _TOKENIZER_FILES and p.name not in _NO_TOKENIZER)
+    digest = hashlib.sha256()
+    for path in names:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
 
 
 def template_inputs(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -30,7 +30,9 @@ RUNG = {
 DOORS = {
     "ray.data": {"feedback/lines", "feedback/records", "scoring/score", "evaluation/heldout", "pipeline/cluster"},
     "ray.train": {"training/launch"},
-    "ray.serve": {"serving/app", "serving/server"},
+    "ray.serve": {"serving/app", "serving/server", "serving/model", "serving/fleet", "serving/remote"},
+    "vllm": {"serving/engines/vllm/door"},
+    "httpx": {"serving/engines/upstream/engine"},
     "deepspeed": {"training/deepspeed_engine"},
     "torch.distributed": {"training/gang", "training/alone"},
     "peft": {"models/loading"},
@@ -45,10 +47,25 @@ DOORS = {
         "models/generate",
         "testing/tiny",
         "demo/base",
-        "serving/hf_engine",
+        "serving/engines/batching/kv_cache",
+        "serving/engines/batching/network",
     },
-    "fastapi": {"serving/app", "serving/api", "serving/chat", "serving/feedback", "serving/errors"},
-    "sqlalchemy": {"storage/tables", "storage/feedback_log", "storage/log_erasure", "storage/export"},
+    "fastapi": {
+        "serving/app",
+        "serving/http/api",
+        "serving/http/registry_routes",
+        "serving/http/chat",
+        "serving/http/feedback",
+        "serving/http/errors",
+    },
+    "sqlalchemy": {
+        "storage/tables",
+        "storage/feedback_log",
+        "storage/casting",
+        "storage/retention",
+        "storage/log_erasure",
+        "storage/export",
+    },
 }
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bco_ray.cli.data import app as data_app
+from bco_ray.cli.models import app as models_app
 from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, Storage, finish
 from bco_ray.config.environment import prepare_environment
 from bco_ray.errors import BcoError
@@ -21,7 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a language model on its own thumbs-up / thumbs-down, on your own Ray cluster, and serve the result.",
 )
-models_app = typer.Typer(no_args_is_help=True, help="The model registry: versions and aliases.")
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 
@@ -100,34 +100,21 @@ def serve(
     server.serve(model, storage, host=host, port=port)
 
 
-@models_app.command("list")
-def models_list(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
-    """Names, versions and aliases."""
-    from bco_ray.storage.registry import Registry
+@app.command()
+def chat(
+    model: Annotated[str, typer.Option("--model", metavar="REF", help="name, name@prod or name/3.")] = "",
+    url: Annotated[str, typer.Option("--url", envvar="BCO_BASE_URL", help="The server.")] = "http://127.0.0.1:8000",
+    system: Annotated[str, typer.Option("--system", help="A system message before the conversation.")] = "",
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.", min=0, max=2)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Likeliest tokens up to this share.", min=0, max=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Of one answer.", min=1)] = None,
+    storage: Storage = Path("runs"),
+) -> None:
+    """Talk to a served model and vote on its answers; /help says how. $BCO_API_KEY is sent if it is set."""
+    from bco_ray.cli.chat import run_chat
 
-    registry = Registry(storage)
-    finish({n: {"versions": registry.versions(n), "aliases": registry.aliases(n)} for n in registry.names()}, as_json)
-
-
-@models_app.command("show")
-def models_show(reference: str, storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
-    """Where a version is and what it was made from."""
-    from bco_ray.storage.registry import Registry
-
-    version = Registry(storage).resolve(reference)
-    finish({"model": version.reference, "directory": str(version.directory), "lineage": version.lineage}, as_json)
-
-
-@models_app.command("promote")
-def models_promote(reference: str, alias: str = "prod", storage: Storage = Path("runs")) -> None:
-    """Point an alias (prod) at a version."""
-    from bco_ray.storage.registry import Registry
-
-    registry = Registry(storage)
-    version = registry.resolve(reference)
-    before = registry.aliases(version.name).get(alias)
-    registry.move_alias(version.name, alias, version.version, expected=before)
-    console.print(f"{version.name}@{alias} is {version.reference} (was {before or 'unset'})")
+    sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+    run_chat(url, model, system, {k: v for k, v in sampling.items() if v is not None}, storage)
 
 
 @app.command()

@@ -35,15 +35,16 @@ def serve(model: str, storage: Path, *, host: str, port: int) -> None:
     args = serve_args(model, storage)
     check_loopback(host)
     check_free(host, port)
-    console.print(f"starting {args.model_id} ...", highlight=False)
+    name = args.model_id or args.follow[0]
+    console.print(f"starting {name} ...", highlight=False)
     stop = threading.Event()
     with cluster(workers=2):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0))
         handle = start_server(args.model_copy(update={"num_gpus": gpus}), host=host, port=port)
-        console.print(f"{args.model_id} on {handle.url} [dim](loopback only: no API keys are configured)[/]")
-        console.print(curl_line(handle.url, args.model_id), soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{name} on {handle.url} [dim](loopback only: no API keys are configured)[/]")
+        console.print(curl_line(handle.url, name), soft_wrap=True, highlight=False, markup=False)
         while not stop.wait(1.0):
             pass
         console.print("stopping ...")

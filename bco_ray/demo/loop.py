@@ -104,7 +104,7 @@ def _train_round(demo: Demo, number: int, *, base: str, feedback: str) -> DemoRo
     outcome = run_job(resolve(_spec(demo, base, feedback)), demo.phases)
     version = outcome.version
     registry = Registry(demo.out)
-    registry.move_alias(NAME, "prod", version.version, expected=registry.aliases(NAME).get("prod"))
+    registry.promote(NAME, version.version, expected=registry.aliases(NAME).get("prod"))
     return _as_round(f"round {number}", outcome, _judge(demo, version.directory))
 
 

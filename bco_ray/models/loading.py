@@ -21,6 +21,7 @@ CausalLM = Any
 """A transformers PreTrainedModel with a language-model head, or a peft model around one."""
 
 ADAPTER_CONFIG = "adapter_config.json"
+_NOT_BY_ROW = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "alora_invocation_tokens")
 _OTHER_FORMATS = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.pth"]
 
 
@@ -75,6 +76,66 @@ def partitioned(config: Mapping[str, Any]) -> Iterator[None]:
     finally:
         unset_hf_deepspeed_config()
         del alive
+
+
+def read_adapter(directory: str | Path, *, dtype: torch.dtype, device: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A LoRA adapter's peft config and weights, for `attach_adapter`. Raises ModelError.
+
+    Only what one forward can apply to some rows and not to others: no DoRA, no biases, no whole modules.
+    """
+    import peft
+
+    try:
+        config = peft.PeftConfig.from_pretrained(str(directory))
+        read = peft.utils.load_peft_weights(str(directory), device="cpu")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{directory}: cannot read the adapter: {_first_line(error)}") from None
+    more = [name for name in _NOT_BY_ROW if getattr(config, name, None)]
+    if config.peft_type != peft.PeftType.LORA or config.bias != "none" or more:
+        raise ModelError(f"{directory}: not a plain LoRA adapter ({', '.join(more) or 'its type or bias'}); merge it.")
+    weights = {name: weight.to(device=device, dtype=dtype) for name, weight in read.items()}
+    if not weights or not all(bool(weight.isfinite().all()) for weight in weights.values()):
+        raise ModelError(f"{directory}: the adapter has no weights, or some that are not finite numbers.")
+    return config, weights
+
+
+def attach_adapter(lm: CausalLM, name: str, config: Any) -> CausalLM:
+    """Make room for an adapter beside those that `lm` has, or around it; the peft model. Fill it before any forward.
+
+    `name` has neither dots nor slashes. Raises ModelError if the model has no such modules.
+    """
+    import peft
+
+    quick = {"low_cpu_mem_usage": True, "autocast_adapter_dtype": False}
+    config.inference_mode = True
+    try:
+        if not isinstance(lm, peft.PeftModel):
+            return peft.PeftModel(lm, config, adapter_name=name, **quick).eval()
+        lm.add_adapter(name, config, **quick)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the adapter does not fit the model: {_first_line(error)}") from None
+    return lm.eval()
+
+
+def fill_adapter(lm: CausalLM, name: str, weights: dict[str, torch.Tensor]) -> None:
+    """Give an attached adapter its weights. Raises ModelError unless they are exactly those it has room for."""
+    import peft
+
+    try:
+        result = peft.set_peft_model_state_dict(lm, weights, adapter_name=name, low_cpu_mem_usage=True)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the adapter does not fit the model: {_first_line(error)}") from None
+    missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
+    if missing or result.unexpected_keys:
+        raise ModelError(f"the adapter does not fit the model: {(missing + result.unexpected_keys)[0]}")
+
+
+def detach_adapter(lm: CausalLM, name: str) -> None:
+    """Take an adapter off a peft model; one that is not there is no error."""
+    import peft
+
+    if isinstance(lm, peft.PeftModel) and name in lm.peft_config:
+        lm.delete_adapter(name)
 
 
 def export_model(lm: CausalLM, directory: Path, state: dict[str, torch.Tensor], tokenizer_from: str | Path) -> None:
@@ -142,9 +203,14 @@ def _load_whole(directory: str | Path, dtype: torch.dtype, quantization: str = "
     check_model_directory(Path(directory))
     how = {} if quantization == "none" else {"quantization_config": _quantized(quantization, dtype)}
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, **how)
+        lm, told = transformers.AutoModelForCausalLM.from_pretrained(
+            str(directory), dtype=dtype, output_loading_info=True, **how
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{directory}: cannot load the model: {_first_line(error)}") from None
+    if missing := sorted(told["missing_keys"]):  # transformers would make them up
+        raise ModelError(f"{directory}: {len(missing)} tensors are not in its weights, for example {missing[0]}.")
+    return lm
 
 
 def _quantized(quantization: str, dtype: torch.dtype) -> Any:

@@ -1,155 +1,137 @@
-"""The Ray Serve application: a gateway with the HTTP API, and a model that generates. The door to `ray.serve`.
+"""The Ray Serve application: gateways that speak HTTP, and a director that decides which models there are.
 
 `bco_ray.serving.app:build` is what a Serve config's `import_path` names; its one parameter is the schema of `args`
-(Serve reads that annotation at run time, so this module must not postpone its annotations).
+(Serve reads that annotation at run time, so this module must not postpone its annotations). The models are
+applications of their own (`model.py`), which the director starts and ends: a new one is loaded and tried beside the
+old one, then the table flips, then the old one drains.
 """
 
 import asyncio
+import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from bco_ray.errors import ServingError
-from bco_ray.serving.api import create_api
-from bco_ray.serving.args import ServeArgs, Served, describe
-from bco_ray.serving.engine import (
-    EngineDeadError,
-    EngineOverloadedError,
-    GenRequest,
-    Health,
-    Load,
-    TokenEvent,
-)
+from bco_ray.errors import BcoError
+from bco_ray.serving.args import ServeArgs
+from bco_ray.serving.fleet import ServeFleet, engine_of
+from bco_ray.serving.http.api import create_api
+from bco_ray.serving.http.settings import Settings
+from bco_ray.serving.metrics import Metrics
+from bco_ray.serving.versions.checking import check_version, probe
+from bco_ray.serving.versions.rollout import Rollout
+from bco_ray.serving.versions.routed import RoutedCatalog
+from bco_ray.serving.versions.routes import Table
+from bco_ray.serving.versions.wanted import wanted
 from bco_ray.storage.feedback_log import FeedbackLog
-from bco_ray.text import load_tokenizer
+from bco_ray.telemetry import logger
 
-GATEWAY_REQUESTS = 1000
+GATEWAY_REQUESTS = 5000
 """HTTP requests in progress in one gateway; the bound that matters is the engine's."""
 
-_HEALTH_TIMEOUT_SECONDS = 5
-_LOST = (RayActorError, DeploymentUnavailableError)
+_POLL_SECONDS = 1.0
+_RETRY_SECONDS = 0.5
 
 
 def build(args: ServeArgs) -> Application:
-    """The application for one model version. Raises ModelError before anything is started if it cannot be served."""
-    served = describe(args)
-    capacity = args.max_batch + args.max_waiting
-    model = serve.deployment(
-        Model,
-        max_ongoing_requests=2 * capacity,  # the engine turns away what it cannot queue, and says so
-        max_queued_requests=2 * capacity,
-        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
-        health_check_period_s=5,
-        graceful_shutdown_timeout_s=10,
-        logging_config={"enable_access_log": False},  # the gateway has one; this would be a line per health check
+    """The application. Raises ModelError before anything is started if there is nothing to serve."""
+    wanted(args)
+    director = serve.deployment(
+        Director,
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0},
+        logging_config={"enable_access_log": False},
     )
     gateway = serve.deployment(
         serve.ingress()(Gateway),
         name="Gateway",
+        num_replicas=args.gateways,
         max_ongoing_requests=GATEWAY_REQUESTS,
         ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=args.drain_seconds,
+        graceful_shutdown_wait_loop_s=0.2,
     )
-    return gateway.bind(args, served, model.bind(args, served))
+    return gateway.bind(args, director.bind(args))
 
 
-class Model:
-    """Holds the engine; an engine that is dead makes Serve replace the replica."""
+class Director:
+    """Follows the registry; the gateways ask it for the table and tell it what they are doing."""
 
-    async def __init__(self, args: ServeArgs, served: Served) -> None:  # type: ignore[misc]  # Serve awaits it
-        from bco_ray.serving.hf_engine import HFEngine  # the gateway imports this module and needs no weights
+    async def __init__(self, args: ServeArgs) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._args = args
+        self._fleet = ServeFleet(args)
+        self._rollout = Rollout(args, self._fleet, check_version(args.storage), probe)
+        self._task = asyncio.create_task(self._follow())
 
-        self._engine = HFEngine(
-            args.model_dir,
-            context_window=served.context_window,
-            max_batch=args.max_batch,
-            max_waiting=args.max_waiting,
-            threads=args.threads,
-            device="cuda" if args.num_gpus else "cpu",
-        )
-        await self._engine.start()
-
-    async def generate(self, request: GenRequest) -> AsyncGenerator[TokenEvent | ServingError, None]:
-        """See `Engine.generate`; Serve closes it when the caller leaves.
-
-        What the engine raises is the last item: a raised error would reach the caller as Ray's traceback text.
-        """
-        async with aclosing(self._engine.generate(request)) as events:
-            try:
-                async for event in events:
-                    yield event
-            except ServingError as error:
-                yield error
-
-    async def health(self) -> Health:
-        """See `Engine.health`."""
-        return await self._engine.health()
-
-    async def load(self) -> Load:
-        """See `Engine.load`."""
-        return await self._engine.load()
+    async def table(self, gateway: str, known: Table, in_flight: dict[str, int]) -> Table | None:
+        """A gateway's report, answered by the table once it is newer than the known one, or by None after a moment."""
+        self._rollout.heard(gateway, known, in_flight)
+        return await self._rollout.newer(known.generation, _POLL_SECONDS)
 
     async def check_health(self) -> None:
-        """Serve's hook: raises ServingError if generation is impossible."""
-        health = await self._engine.health()
-        if not health.ok:
-            raise ServingError(health.detail)
+        """Serve's hook: a director that follows no more is replaced."""
+        if self._task.done():
+            self._task.result()
+
+    async def _follow(self) -> None:
+        await asyncio.sleep(3 * _POLL_SECONDS if await self._fleet.running() else 0)  # for gateways that know more
+        await self._rollout.adopt()
+        while True:
+            try:
+                await self._rollout.follow(await asyncio.to_thread(wanted, self._args))
+            except BcoError as error:  # a registry that cannot be read now: what is served stays served
+                logger.error("the models cannot be followed: %s", error)
+            except Exception:  # noqa: BLE001  whatever it was, the next look may be better
+                logger.exception("the models cannot be followed")
+            await self._rollout.rest(self._args.poll_seconds)
 
 
 class Gateway:
     """Speaks HTTP, renders prompts, writes the log."""
 
-    def __init__(self, args: ServeArgs, served: Served, model: DeploymentHandle) -> None:
+    def __init__(self, args: ServeArgs, director: DeploymentHandle) -> None:
+        self._name = uuid.uuid4().hex
         self._log = FeedbackLog.open(args.storage)
-        self._served = served
-        self._engine = RemoteEngine(model)
-        self._tokenizer = load_tokenizer(served.tokenizer_dir)
+        self._director = director
+        self._settings = Settings.of(args)
+        self._metrics = metrics = Metrics()
+        self._catalog = RoutedCatalog(
+            lambda home: engine_of(home, args), lambda table: metrics.switched(table.names, len(table.refused))
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook; its proxy sends `x-request-id` itself."""
-        return create_api(self._engine, self._served, self._tokenizer, self._log, send_request_id=False)
+        api = create_api(self._catalog, self._log, self._settings, metrics=self._metrics, send_request_id=False)
+        inner = api.router.lifespan_context
 
+        @asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncGenerator[Any]:
+            following = asyncio.create_task(self._follow())
+            async with inner(app) as state:
+                yield state
+            following.cancel()
 
-class RemoteEngine:
-    """The `Engine` protocol over a Serve handle: Ray's failures become the engine's."""
+        api.router.lifespan_context = lifespan
+        return api
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    async def start(self) -> None:
-        """Serve starts the replica."""
-
-    async def stop(self) -> None:
-        """Serve stops the replica."""
-
-    async def generate(self, request: GenRequest) -> AsyncGenerator[TokenEvent, None]:
-        """See `Engine.generate`."""
-        stream = self._model.options(stream=True).generate.remote(request)
-        try:
-            async for event in stream:
-                if isinstance(event, ServingError):
-                    raise event
-                yield event
-        except BackPressureError:
-            raise EngineOverloadedError("too many requests wait for the model") from None
-        except _LOST:
-            raise EngineDeadError("the model's process was lost; it is being replaced") from None
-        finally:
-            stream.cancel()
-
-    async def health(self) -> Health:
-        """Not ok also if the replica cannot be asked."""
-        try:
-            return Health(**vars(await asyncio.wait_for(self._model.health.remote(), _HEALTH_TIMEOUT_SECONDS)))
-        except (TimeoutError, BackPressureError, *_LOST) as error:
-            return Health(False, f"the model does not answer ({type(error).__name__})")
-
-    async def load(self) -> Load:
-        """See `Engine.load`."""
-        return Load(**vars(await asyncio.wait_for(self._model.load.remote(), _HEALTH_TIMEOUT_SECONDS)))
+    async def _follow(self) -> None:
+        while True:
+            catalog = self._catalog
+            try:
+                table = await self._director.table.remote(self._name, catalog.table, dict(catalog.in_flight))
+                if table:
+                    await catalog.switch(table)
+            except (RayActorError, DeploymentUnavailableError, BcoError) as error:
+                logger.warning("no news from the director (%s); what was served is served on", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+            except Exception:  # noqa: BLE001  whatever it was, the next look may be better
+                logger.exception("the table cannot be used; what was served is served on")
+                await asyncio.sleep(_RETRY_SECONDS)

@@ -6,9 +6,9 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 import bco_ray
 from bco_ray.errors import ModelError
@@ -25,15 +25,23 @@ LocalPath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class ServeArgs(BaseModel):
-    """One model version behind one port. `model_id` is exact (`name/3`); `aliases` (`name@prod`) and the bare name
-    are accepted too. `model_dir`: a model or adapter directory. `threads`: torch threads of the model's process.
+    """What is behind one port: registered models to `follow` by name, their aliases as they move; or one version for
+    good: `model_id` (exact, `name/3`; `aliases` and the bare name are accepted too) in `model_dir`, a model or adapter
+    directory. `threads`: torch threads of a model's process. `max_adapters`: loaded at once beside one base.
+    `min_replicas` 0 lets an idle model go; more than one process per model from `max_replicas`. `drain_seconds`: what
+    a request in progress may take when its model leaves. `stream_seconds`: a stream sends at most so often, what comes
+    between goes together (hf only; 0: every token alone). `engine`: hf is our own, vllm needs the extra [vllm] and GPUs
+    (`engine_options`: more of vLLM's AsyncEngineArgs), upstream forwards to the OpenAI-compatible server at
+    `upstream_url`, which calls the base `upstream_model` (its key is in the variable `upstream_key_variable` names);
+    of followed names it serves only versions on `upstream_base`, the directory that model was loaded from.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model_id: str = Field(min_length=1)
-    model_dir: LocalPath
     storage: LocalPath
+    follow: list[str] = Field(default_factory=list)
+    model_id: str | None = Field(default=None, min_length=1)
+    model_dir: LocalPath | None = None
     aliases: list[str] = Field(default_factory=list)
     max_batch: int = Field(default=8, ge=1)
     max_waiting: int = Field(default=64, ge=1)
@@ -42,6 +50,36 @@ class ServeArgs(BaseModel):
     num_gpus: float = Field(default=0.0, ge=0)
     context_window: int | None = Field(default=None, ge=2)
     default_max_tokens: int = Field(default=512, ge=1)
+    max_adapters: int = Field(default=8, ge=1)
+    gateways: int = Field(default=1, ge=1)
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    poll_seconds: float = Field(default=1.0, gt=0)
+    start_seconds: float = Field(default=600.0, gt=0)
+    drain_seconds: float = Field(default=120.0, ge=0)
+    request_timeout_seconds: float = Field(default=600.0, gt=0)
+    stream_seconds: float = Field(default=0.03, ge=0)
+    feedback_token_seconds: float = Field(default=86400.0, gt=0)
+    retention_days: float | None = Field(default=None, gt=0)
+    cors_origins: list[str] = Field(default_factory=list)
+    engine: Literal["hf", "vllm", "upstream"] = "hf"
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    upstream_url: str | None = None
+    upstream_model: str | None = None
+    upstream_base: LocalPath | None = None
+    upstream_key_variable: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ServeArgs:
+        if bool(self.follow) == bool(self.model_id) or bool(self.model_id) != bool(self.model_dir):
+            raise ValueError("say either follow (names of the registry), or model_id and model_dir")
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}")
+        if (self.engine == "upstream") != bool(self.upstream_url and self.upstream_model):
+            raise ValueError("engine: upstream goes with upstream_url and upstream_model, and they with it")
+        if self.engine == "upstream" and self.follow and not self.upstream_base:
+            raise ValueError("upstream_base: say which model directory upstream_model is; no other is served by it")
+        return self
 
 
 @dataclass(frozen=True)
@@ -63,24 +101,36 @@ class Served:
 
 
 def describe(args: ServeArgs) -> Served:
+    """The one version of `model_id` and `model_dir`. Raises ModelError."""
+    assert args.model_id
+    assert args.model_dir
+    return describe_version(args.model_id, args.model_dir, args)
+
+
+def describe_version(reference: str, directory: Path, args: ServeArgs) -> Served:
     """Read the model directory's small files. Raises ModelError if it is none, or does not say its context window."""
-    base = _base_of(args.model_dir)
-    has_own = (args.model_dir / "tokenizer_config.json").is_file()
+    base = base_directory(directory)
+    has_own = (directory / "tokenizer_config.json").is_file()
     return Served(
-        model_id=args.model_id,
+        model_id=reference,
         aliases=tuple(args.aliases),
-        system_fingerprint=f"bco-ray-{bco_ray.__version__}/{args.model_id}",
-        created=_registered_at(args.model_dir),
+        system_fingerprint=f"bco-ray-{bco_ray.__version__}/{reference}",
+        created=_registered_at(directory),
         context_window=args.context_window or _window(base / "config.json"),
         default_max_tokens=args.default_max_tokens,
-        tokenizer_dir=args.model_dir if has_own else base,
+        tokenizer_dir=directory if has_own else base,
     )
 
 
-def _base_of(directory: Path) -> Path:
+def base_directory(directory: Path) -> Path:
+    """The whole model that a directory stands on: itself, or what its adapter names. Raises ModelError."""
     adapter = directory / "adapter_config.json"
-    base = Path(_json(adapter)["base_model_name_or_path"]) if adapter.is_file() else directory
-    return _base_of(base) if base != directory else base
+    if not adapter.is_file():
+        return directory
+    named = _json(adapter).get("base_model_name_or_path")
+    if not isinstance(named, str) or Path(named) == directory:
+        raise ModelError(f"{adapter}: does not name the model it stands on (base_model_name_or_path).")
+    return base_directory(Path(named))
 
 
 def _window(config: Path) -> int:
@@ -100,5 +150,5 @@ def _registered_at(directory: Path) -> int:
 def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path.parent}: no model directory that can be served: {path.name}: {error}.") from None

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import re
 import socket
 import time
+import urllib.error
 import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import serve
 from ray.serve import RunTarget
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+from ray.serve.schema import ApplicationStatus
 
 from bco_ray.errors import ServingError
 from bco_ray.serving.app import build
 from bco_ray.serving.args import ServeArgs
+from bco_ray.serving.fleet import PREFIX, reason
+from bco_ray.serving.versions.routed import NOTHING
 
 APPLICATION = "bco"
 
 _POLL_SECONDS = 0.25
-_EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,10 @@ class ServerHandle:
 
     def stop(self) -> None:
         """Take the server down. Ray Serve and its proxy stay, idle, until the cluster goes. Twice is fine."""
-        if ray.is_initialized() and self.application in serve.status().applications:
-            serve.delete(self.application)
+        if not ray.is_initialized():
+            return
+        _delete(lambda name: name == self.application)  # the gateways first: they end what they have begun
+        _delete(lambda name: name.startswith(PREFIX))
 
 
 def start_server(
@@ -60,11 +65,17 @@ def start_server(
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         target = RunTarget(application, name=APPLICATION, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)  # serve.run would wait for ever for resources
-        _wait_until_ready(handle.url, args.model_id, timeout_seconds)
+        _wait_until_ready(handle.url, timeout_seconds)
     except BaseException:
         handle.stop()
         raise
     return handle
+
+
+def _delete(which: Callable[[str], bool]) -> None:
+    for name in filter(which, serve.status().applications):
+        with suppress(TimeoutError):  # Serve's own: it has been told, and goes on draining
+            serve.delete(name)
 
 
 def check_loopback(host: str) -> None:
@@ -91,34 +102,40 @@ def check_free(host: str, port: int) -> None:
             raise ServingError(f"{host}:{port} cannot be listened on: {error.strerror}. Choose another port.") from None
 
 
-def _wait_until_ready(url: str, model_id: str, timeout_seconds: float) -> None:
-    """Poll /readyz until it names our model: the proxy answers 404 while the route is unknown."""
+def _wait_until_ready(url: str, timeout_seconds: float) -> None:
+    """Poll /readyz until it names models: the proxy answers 404 while the route is unknown."""
     deadline = time.monotonic() + timeout_seconds
     answer: Any = "no answer"
     while time.monotonic() < deadline:
         application = serve.status().applications[APPLICATION]
         if application.status == ApplicationStatus.DEPLOY_FAILED:
-            raise ServingError(f"The server did not start: {_reason(application)}")
+            raise ServingError(f"The server did not start: {reason(application)}")
         answer = _get(f"{url}/readyz")
-        if isinstance(answer, dict) and answer.get("model") == model_id:
+        if isinstance(answer, dict) and answer.get("models"):
             return
+        if NOTHING in str(answer):
+            raise ServingError(str(answer))
         time.sleep(_POLL_SECONDS)
     raise ServingError(
-        f"{url}: not ready within {timeout_seconds:.0f} s. {_reason(application) or answer}. "
+        f"{url}: not ready within {timeout_seconds:.0f} s. {reason(application) or answer}. "
         f"The cluster has free: {ray.available_resources()}."
     )
 
 
-def _reason(application: ApplicationStatusOverview) -> str:
-    """The last exception a deployment raised, else what Serve says about them."""
-    messages = [deployment.message for deployment in application.deployments.values() if deployment.message]
-    raised = _EXCEPTION.findall("\n".join(messages))
-    return raised[-1] if raised else " ".join(messages)
+def _message(body: str) -> str:
+    """What an error says; a proxy's is no JSON."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body
 
 
 def _get(url: str) -> Any:
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
             return json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return _message(error.read().decode(errors="replace"))
     except (OSError, ValueError) as error:  # URLError, refused, 404 and 503, not JSON
         return str(error)

@@ -3,13 +3,14 @@
 `manifest-<n>.json` is written last and never changed (but by an erasure); a training round pins one. Segments hold
 every event up to its watermark, withdrawals too (label null): the last event of a user on an answer is the one that
 counts, which whoever reads them decides. People are pseudonyms here. A segment that no manifest names is a leftover of
-a killed export; the next export removes it.
+a killed export; the next export removes it. Votes on answers that nobody may train on are left out, and counted.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bco_ray.errors import StorageError
 from bco_ray.schema import RECORDS, Record, record_to_row
 from bco_ray.storage import erasures, files
 from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.feedback_rows import ABORTED, left_out
 from bco_ray.storage.salt import hash_user, user_salt
 from bco_ray.storage.tables import NOT_ERASED, completions, reading, votes
 
@@ -47,7 +49,9 @@ class Segment(BaseModel):
 
 
 class FeedbackManifest(BaseModel):
-    """The log up to event `watermark`."""
+    """The log up to event `watermark`. `left_out`: how many events of it are in no segment, by reason: their answer is
+    `not_stored` (the client asked for that), `expired`, or `aborted` (half an answer).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,6 +59,7 @@ class FeedbackManifest(BaseModel):
     created_at: float
     watermark: int
     segments: list[Segment]
+    left_out: dict[str, int] = Field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -149,22 +154,24 @@ def _as_it_is(directory: Path, segment: Segment) -> Segment:
 
 def _extend(connection: sa.Connection, directory: Path, last: FeedbackManifest | None, until: int) -> FeedbackManifest:
     segments = list(last.segments) if last else []
-    salt = user_salt(directory.parent)
+    salt, dropped = user_salt(directory.parent), Counter(last.left_out if last else {})
     for first, final, found in _chunks(connection, last.watermark if last else 0, until):
-        rows = [record_to_row(_record(row, salt)) for row in found]
-        segments.append(_write_segment(directory, first, final, rows))
+        dropped.update(why for row in found if (why := _left_out(row)))
+        rows = [record_to_row(_record(row, salt)) for row in found if not _left_out(row)]
+        segments += [_write_segment(directory, first, final, rows)] if rows else []
     manifest = FeedbackManifest(
         number=last.number + 1 if last else 1,
         created_at=time.time(),
         watermark=until,
         segments=segments,
+        left_out=dict(dropped),
     )
     files.write_json(directory / manifest.file, manifest.model_dump(mode="json"))
     return manifest
 
 
 def _chunks(connection: sa.Connection, since: int, until: int) -> Iterator[tuple[int, int, Sequence[sa.RowMapping]]]:
-    """(from_seq, to_seq, events) of each new segment; together they cover since < seq <= until without gaps."""
+    """(from_seq, to_seq, events) of each new segment; together they hold all of since < seq <= until."""
     while since < until:
         found = connection.execute(_events(since, until).limit(SEGMENT_ROWS)).mappings().all()
         if not found:
@@ -180,6 +187,11 @@ def _write_segment(directory: Path, first: int, final: int, rows: list[dict[str,
     pq.write_table(pa.Table.from_pylist(rows, schema=RECORDS), sink)
     files.write_bytes(path, sink.getvalue().to_pybytes())
     return Segment(file=path.name, rows=len(rows), from_seq=first, to_seq=final, sha256=files.sha256(path))
+
+
+def _left_out(row: sa.RowMapping) -> str | None:
+    half = row["choices"][row["choice_index"]]["finish_reason"] == ABORTED
+    return left_out(row["sampling"]) or ("aborted" if half else None)
 
 
 def _record(row: sa.RowMapping, salt: bytes) -> Record:
@@ -209,7 +221,7 @@ def choice_id(response_id: str, choice_index: int) -> str:
 def _events(since: int, until: int) -> sa.Select[Any]:
     answer = completions.c
     return (
-        sa.select(votes, answer.model, answer.messages, answer.tools, answer.choices, answer.endpoint)
+        sa.select(votes, answer.model, answer.messages, answer.tools, answer.choices, answer.endpoint, answer.sampling)
         .join(completions, answer.id == votes.c.response_id)
         .where(votes.c.seq > since, votes.c.seq <= until, *NOT_ERASED)
         .order_by(votes.c.seq)

@@ -7,119 +7,42 @@ log carried through a fork).
 
 from __future__ import annotations
 
-import hashlib
-import json
-import secrets
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from bco_ray.errors import ConflictError, StorageError
-from bco_ray.storage.tables import (
-    ERASED,
-    completions,
-    later_votes,
-    open_database,
-    reading,
-    votes,
-    writing,
+from bco_ray.errors import StorageError
+from bco_ray.storage.casting import PART_VOTES, cast, event, events, find
+from bco_ray.storage.feedback_rows import (
+    Added,
+    Ballot,
+    Choice,
+    Completion,
+    ExpiredError,
+    NotFoundError,
+    Vote,
+    VoteEvent,
+    new_completion_id,
+    require_storable,
 )
+from bco_ray.storage.tables import completions, open_database, reading, votes, writing
 
-
-class NotFoundError(StorageError):
-    """No such answer, choice or vote."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One sampled answer. `token_ids` are all sampled ids, the end token included if it came (`ended`)."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    ended: bool = False
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answered request. `model` is the exact version (`name/3`); `endpoint` is `chat` or `text`."""
-
-    id: str
-    created_at: float
-    model: str
-    system_fingerprint: str
-    messages: list[dict[str, Any]]
-    prompt_ids: list[int]
-    choices: list[Choice]
-    sampling: dict[str, Any]
-    user: str | None = None
-    tools: list[dict[str, Any]] | None = None
-    endpoint: str = "chat"
-
-
-class Vote(BaseModel):
-    """What a voter says: label True is thumbs-up, False thumbs-down, None takes an earlier vote back."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    response_id: str = Field(min_length=1, max_length=128)
-    label: bool | None
-    choice_index: int = Field(default=0, ge=0, le=1023)
-    comment: str | None = Field(default=None, max_length=4096)
-    tags: list[str] = Field(default_factory=list, max_length=32)
-    correction: str | None = Field(default=None, max_length=1 << 16)
-    user: str | None = Field(default=None, max_length=256)
-    source: str | None = Field(default=None, max_length=64)
-    metadata: dict[str, JsonValue] = Field(default_factory=dict, max_length=16)
-
-    @model_validator(mode="after")
-    def _storable(self) -> Vote:
-        require_storable(self)
-        return self
-
-    @property
-    def body_hash(self) -> str:
-        """Equal for equal votes; what tells a replayed request from a reused key."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class VoteEvent:
-    """A stored vote. `effective`: no later event of the same (response, choice, user); `model` gave the answer."""
-
-    seq: int
-    id: str
-    created_at: float
-    model: str
-    effective: bool
-    vote: Vote
-
-
-def require_storable(value: BaseModel) -> None:
-    """Raises ValueError for what JSON, UTF-8 and so Parquet cannot hold: NaN, infinities, half surrogate pairs.
-
-    Checked at the door, because one such row in the log would make every later export fail.
-    """
-    try:
-        json.dumps(value.model_dump(), allow_nan=False, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError("text contains half of a surrogate pair, which is no character") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-Added = tuple[VoteEvent, bool]
-"""The stored event, and whether this call stored it (False: a replay)."""
-
-
-def new_completion_id(prefix: str = "chatcmpl") -> str:
-    """Unguessable: whoever knows it may vote on the answer."""
-    return f"{prefix}-{secrets.token_hex(16)}"
+__all__ = [
+    "Added",
+    "Ballot",
+    "Choice",
+    "Completion",
+    "ExpiredError",
+    "FeedbackLog",
+    "NotFoundError",
+    "Vote",
+    "VoteEvent",
+    "new_completion_id",
+    "require_storable",
+]
 
 
 class FeedbackLog:
@@ -133,14 +56,45 @@ class FeedbackLog:
         """The log of a storage directory, created if missing. Raises StorageError."""
         return cls(open_database(storage, url))
 
+    @property
+    def storage(self) -> Path:
+        """The directory it lives in."""
+        return Path(str(self.engine.url.database)).parent
+
     def close(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()
 
-    def add_completion(self, completion: Completion) -> None:
-        """Store an answer; it can be voted on from here on."""
+    def add_all(
+        self, answers: Sequence[Completion], ballots: Iterable[Ballot], *, oldest: float = 0.0
+    ) -> list[Added | StorageError]:
+        """Store answers, which can be voted on from here on, and append votes, in one transaction.
+
+        Per vote what was stored, or the error that `add_vote` would raise.
+        """
         with writing(self.engine) as connection:
-            connection.execute(sa.insert(completions).values(asdict(completion)))
+            if answers:
+                connection.execute(sa.insert(completions), [completion_row(answer) for answer in answers])
+            return [outcome for part in _parts(ballots) for outcome in cast(connection, part, oldest)]
+
+    def add_completion(self, completion: Completion) -> None:
+        """Store one answer."""
+        self.add_all([completion], ())
+
+    def add_vote(self, vote: Vote, idempotency_key: str | None = None) -> Added:
+        """Append one vote. The same key and body again returns the first event, and so does, without a key, what
+        already is the voter's vote.
+
+        Raises ConflictError if the key was used for another vote, NotFoundError for an unknown response or choice.
+        """
+        (outcome,) = self.add_all((), [(vote, idempotency_key)])
+        if isinstance(outcome, StorageError):
+            raise outcome
+        return outcome
+
+    def add_votes(self, batch: Iterable[Ballot]) -> list[Added | StorageError]:
+        """Append many votes in one transaction: per vote what `add_vote` would return, or the error it would raise."""
+        return self.add_all((), batch)
 
     def get_completion(self, completion_id: str) -> Completion:
         """Raises NotFoundError."""
@@ -148,25 +102,12 @@ class FeedbackLog:
             row = connection.execute(sa.select(completions).where(completions.c.id == completion_id)).mappings().first()
         if row is None:
             raise NotFoundError(f"{completion_id}: no such response.")
-        return Completion(**{**row, "choices": [Choice(**choice) for choice in row["choices"]]})
-
-    def add_vote(self, vote: Vote, idempotency_key: str | None = None) -> Added:
-        """Append one vote. The same key and body again returns the first event.
-
-        Raises ConflictError if the key was used for another vote, NotFoundError for an unknown response or choice.
-        """
-        with writing(self.engine) as connection:
-            return _append(connection, vote, idempotency_key)
-
-    def add_votes(self, batch: Sequence[tuple[Vote, str | None]]) -> list[Added | StorageError]:
-        """Append many votes in one transaction: per vote what `add_vote` would return, or the error it would raise."""
-        with writing(self.engine) as connection:
-            return [_append_or_error(connection, vote, key) for vote, key in batch]
+        return completion_of(row)
 
     def get_vote(self, vote_id: str) -> VoteEvent:
         """Raises NotFoundError."""
         with reading(self.engine) as connection:
-            return _one(connection, votes.c.id == vote_id, f"{vote_id}: no such vote.")
+            return _one(connection, vote_id, f"{vote_id}: no such vote.")
 
     def list_votes(
         self, *, response_id: str | None = None, after: str | None = None, limit: int = 100
@@ -176,79 +117,49 @@ class FeedbackLog:
         Raises NotFoundError for an unknown `after`.
         """
         with reading(self.engine) as connection:
-            query = _events().order_by(votes.c.seq).limit(limit + 1)
+            query = events().order_by(votes.c.seq).limit(limit + 1)
             if response_id is not None:
                 query = query.where(votes.c.response_id == response_id)
             if after is not None:
-                last = _one(connection, votes.c.id == after, f"after: {after}: no such vote.")
-                query = query.where(votes.c.seq > last.seq)
-            found = [_event(row) for row in connection.execute(query).mappings()]
+                query = query.where(votes.c.seq > _one(connection, after, f"after: {after}: no such vote.").seq)
+            found = [event(row) for row in connection.execute(query).mappings()]
         return found[:limit], len(found) > limit
 
-    def delete_vote(self, vote_id: str) -> VoteEvent:
-        """Take a vote back by appending a tombstone; one that no longer counts stays as it is. Returns the vote.
+    def delete_vote(self, vote_id: str, *, oldest: float = 0.0) -> VoteEvent | None:
+        """Take a vote back by appending a tombstone, and return that; one that no longer counts stays as it is (None).
 
-        Raises NotFoundError.
+        Raises NotFoundError, or ExpiredError if the answer takes no votes any more.
         """
         with writing(self.engine) as connection:
-            event = _one(connection, votes.c.id == vote_id, f"{vote_id}: no such vote.")
-            if event.effective and event.vote.label is not None:
-                keep = {"response_id", "choice_index", "user", "source"}
-                gone = {**event.vote.model_dump(include=keep), "label": None, "metadata": {"withdraws": vote_id}}
-                _append(connection, Vote.model_validate(gone), None)
-            return _one(connection, votes.c.id == vote_id, vote_id)
+            stored = _one(connection, vote_id, f"{vote_id}: no such vote.")
+            if not stored.effective or stored.vote.label is None:
+                return None
+            keep = {"response_id", "choice_index", "user", "source"}
+            gone = {**stored.vote.model_dump(include=keep), "label": None, "metadata": {"withdraws": vote_id}}
+            (outcome,) = cast(connection, [(Vote.model_validate(gone), None)], oldest)
+            if isinstance(outcome, StorageError):
+                raise outcome
+            return outcome[0]
 
 
-def _events() -> sa.Select[Any]:
-    effective = sa.not_(later_votes().exists()).label("effective")
-    return sa.select(votes, completions.c.model, effective).join(completions, completions.c.id == votes.c.response_id)
+def completion_row(completion: Completion) -> dict[str, Any]:
+    """As it lies in the table; the inverse of `completion_of`."""
+    return {**vars(completion), "choices": [vars(choice) for choice in completion.choices]}
 
 
-def _event(row: sa.RowMapping) -> VoteEvent:
-    fields = {name: row[name] for name in Vote.model_fields}
-    vote = Vote.model_validate({**fields, "user": row["user"] or None})
-    return VoteEvent(row["seq"], row["id"], row["created_at"], row["model"], bool(row["effective"]), vote)
+def completion_of(row: sa.RowMapping) -> Completion:
+    """A whole row of the table."""
+    return Completion(**{**row, "choices": [Choice(**choice) for choice in row["choices"]]})
 
 
-def _one(connection: sa.Connection, condition: sa.ColumnElement[bool], missing: str) -> VoteEvent:
-    row = connection.execute(_events().where(condition)).mappings().first()
-    if row is None:
+def _one(connection: sa.Connection, vote_id: str, missing: str) -> VoteEvent:
+    found = find(connection, votes.c.id == vote_id)
+    if not found:
         raise NotFoundError(missing)
-    return _event(row)
+    return found[0]
 
 
-def _append(connection: sa.Connection, vote: Vote, key: str | None) -> Added:
-    if key is not None and (earlier := _replayed(connection, vote, key)):
-        return earlier, False
-    _check_choice(connection, vote)
-    vote_id = f"fb-{secrets.token_hex(12)}"
-    facts = {"id": vote_id, "created_at": time.time(), "idempotency_key": key, "body_hash": vote.body_hash}
-    connection.execute(sa.insert(votes).values({**vote.model_dump(), "user": vote.user or "", **facts}))
-    return _one(connection, votes.c.id == vote_id, vote_id), True
-
-
-def _append_or_error(connection: sa.Connection, vote: Vote, key: str | None) -> Added | StorageError:
-    try:
-        return _append(connection, vote, key)
-    except (ConflictError, NotFoundError) as error:
-        return error
-
-
-def _replayed(connection: sa.Connection, vote: Vote, key: str) -> VoteEvent | None:
-    query = sa.select(votes.c.id, votes.c.body_hash).where(votes.c.idempotency_key == key)
-    row = connection.execute(query).first()
-    if row is None:
-        return None
-    if row.body_hash != vote.body_hash:
-        raise ConflictError(f"Idempotency-Key {key!r} was already used for another vote; use a new key.")
-    return _one(connection, votes.c.id == row.id, row.id)
-
-
-def _check_choice(connection: sa.Connection, vote: Vote) -> None:
-    answer = completions.c
-    query = sa.select(answer.choices, answer.user).where(answer.id == vote.response_id)
-    choices, asker = connection.execute(query).tuples().first() or (None, None)
-    if choices is None or asker == f"{ERASED}{vote.response_id}":
-        raise NotFoundError(f"{vote.response_id}: no such response.")
-    if vote.choice_index >= len(choices):
-        raise NotFoundError(f"{vote.response_id}: no choice {vote.choice_index}; it has {len(choices)}.")
+def _parts(ballots: Iterable[Ballot]) -> Iterator[list[Ballot]]:
+    rest = iter(ballots)
+    while part := list(islice(rest, PART_VOTES)):
+        yield part

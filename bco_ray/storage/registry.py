@@ -1,7 +1,8 @@
-"""The model registry on disk: `models/<name>/<version>/` (a model or an adapter) and `models/<name>/aliases.json`.
+"""The model registry on disk: `models/<name>/<version>/` (a model or an adapter) and what names mean beside them.
 
-Versions are integers, written once and never changed; an alias (`prod`, `candidate`) points at one and is moved by
-compare-and-set. A reference is `name/3`, `name@prod`, or `name` (the alias `prod` if set, else the newest version).
+Versions are integers, written once and never changed; `lineage.json` has a digest of every file. An alias (`prod`,
+`candidate`) points at one and is moved by compare-and-set. A reference is `name/3`, `name@prod`, or `name` (the alias
+`prod` if set, else the newest version).
 """
 
 from __future__ import annotations
@@ -13,14 +14,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 from bco_ray.errors import ConflictError, ModelError
+from bco_ray.storage import aliases as book
 from bco_ray.storage import files
+from bco_ray.storage.aliases import CANDIDATE, Aliases
 
-_REFERENCE = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:/(?P<version>\d+)|@(?P<alias>[A-Za-z0-9_-]+))?$")
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+ALIAS = r"[A-Za-z0-9_-]+"
 
-_ALIAS = re.compile(r"^[A-Za-z0-9_-]+$")
+_REFERENCE = re.compile(rf"(?P<name>{NAME})(?:/(?P<version>\d+)|@(?P<alias>{ALIAS}))?")
+_LINEAGE = "lineage.json"
+_MOVE_SECONDS = 5.0
+"""How long a move of an alias waits for its turn."""
+_BUSY = "busy: somebody else is writing there, perhaps a new version; try again."
+
+
+class UnknownVersionError(ModelError):
+    """Nothing is registered under this name, version or alias."""
 
 
 @dataclass(frozen=True)
@@ -52,88 +65,154 @@ class Registry:
         """Finished versions of `name`, ascending."""
         directory = self.root / name
         found = directory.iterdir() if directory.is_dir() else ()
-        return sorted(int(d.name) for d in found if d.name.isdigit() and (d / "lineage.json").is_file())
+        return sorted(int(d.name) for d in found if d.name.isdigit() and (d / _LINEAGE).is_file())
 
     def aliases(self, name: str) -> dict[str, int]:
         """Alias -> version."""
-        path = self.root / name / "aliases.json"
-        return dict(files.read_json(path)) if path.is_file() else {}
+        return self.state(name).aliases
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """Every change of aliases and canary, oldest first; not one whose author died before it was made."""
+        return list(self.state(name).history)
+
+    def state(self, name: str) -> Aliases:
+        """What the names mean at one moment, for servers that follow them: three small files, no lock."""
+        return book.read(self.root / name)
 
     def register(self, name: str, source: Path, lineage: dict[str, Any]) -> ModelVersion:
         """Copy the model in `source` as the next version; registering the same run twice returns the first.
 
         `lineage["run"]` identifies the run: a resumed pipeline that had already registered finds its version again.
         """
+        if known := self._of_run(name, lineage.get("run")):
+            return known
+        digests = _digests(source)
         with self._writing(name):
-            for version in self.versions(name):
-                known = self.get(name, version)
-                if lineage.get("run") is not None and known.lineage.get("run") == lineage["run"]:
-                    return known
+            if known := self._of_run(name, lineage.get("run")):
+                return known
             number = max(self.versions(name), default=0) + 1
             with files.new_directory(self.root / name / str(number)) as scratch:
                 shutil.copytree(source, scratch, dirs_exist_ok=True)
-                stamped = {**lineage, "name": name, "version": number, "registered_at": int(time.time())}
-                files.write_json(scratch / "lineage.json", stamped)
+                own = {"name": name, "version": number, "registered_at": int(time.time()), "files": digests}
+                files.write_json(scratch / _LINEAGE, {**lineage, **own})
         return self.get(name, number)
+
+    def verify(self, name: str, version: int) -> bool:
+        """Whether the files could be checked: a version registered before digests were kept has none (False).
+
+        Raises ModelError naming the first file that is missing, was added, or is not what was registered.
+        """
+        known = self.get(name, version)
+        if (registered := known.lineage.get("files")) is None:
+            return False
+        found = _digests(known.directory)
+        for file in sorted(registered.keys() | found.keys()):
+            if registered.get(file) != found.get(file):
+                problem = "missing" if file not in found else "changed" if file in registered else "was added"
+                raise ModelError(
+                    f"{known.directory / file}: {problem} since {known.reference} was registered. "
+                    "Put the file back as it was, or register the model anew."
+                )
+        return True
 
     def get(self, name: str, version: int) -> ModelVersion:
         """Raises ModelError naming the versions there are."""
         directory = self.root / name / str(version)
-        if not (directory / "lineage.json").is_file():
-            raise ModelError(f"{name}/{version}: no such model version in {self.root}. {self._known(name)}")
-        return ModelVersion(name, version, directory, files.read_json(directory / "lineage.json"))
+        if not (directory / _LINEAGE).is_file():
+            raise UnknownVersionError(f"{name}/{version}: no such model version in {self.root}. {self._known(name)}")
+        return ModelVersion(name, version, directory, files.read_json(directory / _LINEAGE))
 
     def resolve(self, reference: str) -> ModelVersion:
         """The version that `name/3`, `name@alias` or `name` means now. Raises ModelError."""
-        match = _REFERENCE.match(reference)
+        match = _REFERENCE.fullmatch(reference)
         if match is None:
             raise ModelError(f"{reference}: not a model reference; write name/3, name@prod or name.")
         name, version, alias = match["name"], match["version"], match["alias"]
         if version is not None:
             return self.get(name, int(version))
-        aliases, versions = self.aliases(name), self.versions(name)
-        if not versions:
-            raise ModelError(f"{reference}: no such model in {self.root}. {self._known(name)}")
+        self._require(name, reference)
+        aliases = self.aliases(name)
         if alias is not None and alias not in aliases:
-            raise ModelError(f"{reference}: {name} has no alias {alias}. {self._known(name)}")
-        return self.get(name, aliases[alias] if alias else aliases.get("prod", versions[-1]))
+            raise UnknownVersionError(f"{reference}: {name} has no alias {alias}. {self._known(name)}")
+        return self.get(name, aliases[alias] if alias else aliases.get("prod", self.versions(name)[-1]))
 
-    def move_alias(self, name: str, alias: str, version: int, *, expected: int | None) -> None:
-        """Point `alias` at `version` if it points at `expected` now (None: unset). Raises ConflictError, ModelError.
+    def promote(
+        self, name: str, version: int, alias: str = "prod", expected: int | EllipsisType | None = ...
+    ) -> int | None:
+        """Point `alias` at `version`; returns where it pointed before (None: it was unset).
 
-        The history is written ahead; without the second write the move did not happen.
+        Raises ModelError; ConflictError if `expected` is given (None: unset) and not where it points now; StorageError
+        if it is not its turn within seconds.
         """
         self.get(name, version)
-        if not _ALIAS.match(alias):
+        if not re.fullmatch(ALIAS, alias):
             raise ModelError(f"{alias!r}: an alias is letters, digits, - and _.")
-        with self._writing(name):
-            aliases = self.aliases(name)
-            if aliases.get(alias) != expected:
-                raise ConflictError(f"{name}@{alias} is {aliases.get(alias)}, not {expected}: somebody moved it first.")
-            if version == expected:
-                return
-            history = [
-                *self.history(name),
-                {"alias": alias, "version": version, "was": expected, "at": int(time.time())},
-            ]
-            files.write_json(self.root / name / "history.json", history)
-            files.write_json(self.root / name / "aliases.json", {**aliases, alias: version})
+        with self._writing(name, busy=_BUSY):
+            was = self.aliases(name).get(alias)
+            _require_expected(f"{name}@{alias}", was, expected)
+            if was != version:
+                book.move(self.root / name, alias, version)
+        return was
 
-    def history(self, name: str) -> list[dict[str, Any]]:
-        """Every alias move, oldest first; not one whose mover died before the alias moved."""
-        path, aliases = self.root / name / "history.json", self.aliases(name)
-        moves: list[dict[str, Any]] = files.read_json(path) if path.is_file() else []
-        happened = not moves or aliases.get(moves[-1]["alias"]) == moves[-1]["version"]
-        return moves if happened else moves[:-1]
+    def rollback(self, name: str, alias: str = "prod", expected: int | EllipsisType | None = ...) -> tuple[int, int]:
+        """(version, was): `alias` back where it was before its last move; once more goes one move further back.
+
+        Raises ModelError if there is nothing before, or that version is gone; else as `promote` does.
+        """
+        self._require(name)
+        with self._writing(name, busy=_BUSY):
+            state = self.state(name)
+            _require_expected(f"{name}@{alias}", state.aliases.get(alias), expected)
+            version = self.get(name, state.before(alias)).version
+            book.move(self.root / name, alias, version, rollback=True)
+        return version, state.aliases[alias]
+
+    def set_canary(self, name: str, percent: float) -> None:
+        """Send so much of the name's traffic to the version that its alias `candidate` points at; 0 ends it.
+
+        Raises ModelError; StorageError if it is not its turn within seconds.
+        """
+        self._require(name)
+        if not 0 <= percent <= 100:
+            raise ModelError(f"{percent}: a canary takes 0 to 100 percent of the traffic.")
+        with self._writing(name, busy=_BUSY):
+            state = self.state(name)
+            if percent and CANDIDATE not in state.aliases:
+                raise ModelError(f"{name}: no version is its {CANDIDATE} yet; promote one to that alias first.")
+            if percent != state.percent:
+                book.set_share(self.root / name, percent)
 
     @contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        """The one writer of `name`; what killed ones left is gone."""
-        with files.locked(self.root / name / ".lock"):
+    def _writing(self, name: str, busy: str | None = None) -> Iterator[None]:
+        """The one writer of `name`; what killed ones left is gone. With words in `busy` it waits `_MOVE_SECONDS`."""
+        with files.locked(self.root / name / ".lock", busy=busy, seconds=_MOVE_SECONDS):
             files.remove_leftovers(self.root / name)
             yield
+
+    def _of_run(self, name: str, run: Any) -> ModelVersion | None:
+        """The version that a run registered."""
+        known = (self.get(name, version) for version in self.versions(name))
+        return next((version for version in known if run is not None and version.lineage.get("run") == run), None)
+
+    def _require(self, name: str, reference: str = "") -> None:
+        if not self.versions(name):
+            raise UnknownVersionError(f"{reference or name}: no such model in {self.root}. {self._known(name)}")
 
     def _known(self, name: str) -> str:
         if versions := self.versions(name):
             return f"Versions: {', '.join(map(str, versions))}; aliases: {self.aliases(name) or 'none'}."
         return f"Registered models: {', '.join(self.names()) or 'none'}. Is it the right storage directory?"
+
+
+def _require_expected(alias: str, now: int | None, expected: int | EllipsisType | None) -> None:
+    if expected is not ... and now != expected:
+        raise ConflictError(f"{alias} is {now}, not {expected}: somebody moved it first.")
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file that makes the version what it is, by its path in the directory."""
+    paths = (p for p in files.list_files(directory) if p != directory / _LINEAGE)
+    try:
+        return {p.relative_to(directory).as_posix(): files.sha256(p) for p in paths}
+    except OSError as error:
+        raise ModelError(f"{error.filename or directory}: cannot be read ({error.strerror}).") from None

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
-import secrets
 from pathlib import Path
 
-from bco_ray.errors import StorageError
-from bco_ray.storage import files
+from bco_ray.storage.secret_files import kept_secret
 
 SALT_FILE = "user-salt"
 SALT_VARIABLE = "BCO_USER_SALT"
-LEAST_BYTES = 16
 
 _HASHED = re.compile(r"u-[0-9a-f]{24}")
 
@@ -24,12 +20,7 @@ def user_salt(storage: Path) -> bytes:
 
     Raises StorageError for one that is too short to keep names from being guessed.
     """
-    given = os.environ.get(SALT_VARIABLE)
-    salt = given.encode() if given else _kept(storage / SALT_FILE)
-    if len(salt) < LEAST_BYTES:
-        where = f"${SALT_VARIABLE}" if given else str(storage / SALT_FILE)
-        raise StorageError(f"{where}: a salt needs at least {LEAST_BYTES} bytes, found {len(salt)}.")
-    return salt
+    return kept_secret(storage / SALT_FILE, SALT_VARIABLE)
 
 
 def hash_user(user: str, salt: bytes) -> str:
@@ -37,23 +28,3 @@ def hash_user(user: str, salt: bytes) -> str:
     if _HASHED.fullmatch(user):
         return user
     return "u-" + hmac.new(salt, user.encode(), hashlib.sha256).hexdigest()[:24]
-
-
-def _kept(path: Path) -> bytes:
-    if not path.is_file():
-        with files.locked(path.with_name(f".{path.name}.lock")):
-            if not path.is_file():
-                _make(path)
-    return path.read_bytes().strip()
-
-
-def _make(path: Path) -> None:
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # a killed maker's: a secret too
-        leftover.unlink()
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    with open(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:  # noqa: PTH123
-        file.write(secrets.token_hex(32).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(path)
-    files.sync_directory(path.parent)  # before anything is written with it

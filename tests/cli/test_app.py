@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,12 +78,28 @@ def test_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     (tmp_path / "m").mkdir()
     Registry(tmp_path).register("bot", tmp_path / "m", {"run": "a"})
     storage = ["--storage", str(tmp_path)]
-    assert bco(monkeypatch, "models", "promote", "bot/1", *storage) == 0
-    assert bco(monkeypatch, "models", "list", "--json", *storage) == 0
-    assert json.loads(capsys.readouterr().out) == {"bot": {"versions": [1], "aliases": {"prod": 1}}}
-    assert bco(monkeypatch, "models", "show", "bot@prod", "--json", *storage) == 0
-    assert json.loads(capsys.readouterr().out)["lineage"]["run"] == "a"
-    assert bco(monkeypatch, "models", "show", "bot/7", *storage) == 1
+
+    def says(*words: str) -> Any:
+        assert bco(monkeypatch, "models", *words, "--json", *storage) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert says("promote", "bot/1") == {"model": "bot/1", "alias": "bot@prod", "was": None}
+    assert says("list") == {"bot": {"versions": [1], "aliases": {"prod": 1}, "canary": None}}
+    assert says("show", "bot@prod", "--verify")["files"] == "as registered"
+    assert says("show", "bot@prod")["lineage"]["run"] == "a"
+    Registry(tmp_path).register("bot", tmp_path / "m", {"run": "b"})
+    assert says("promote", "bot/2", "--expected", "1")["was"] == 1
+    assert bco(monkeypatch, "models", "rollback", "bot", "--expected", "1", *storage) == 1
+    assert says("rollback", "bot", "--expected", "2") == {"model": "bot/1", "alias": "bot@prod", "was": 2}
+    says("promote", "bot/2", "--alias", "candidate")
+    assert says("canary", "bot", "10")["canary"] == {"alias": "candidate", "percent": 10}
+    assert says("canary", "bot", "off")["canary"] is None
+    says("export", "bot@prod", "--out", str(tmp_path / "out"))
+    assert (tmp_path / "out" / "lineage.json").is_file()
+    for wrong in (["show", "bot/7"], ["promote", "bot/1", "--expected", "2"], ["rollback", "bot"]):
+        assert bco(monkeypatch, "models", *wrong, *storage) == 1
+    for wrong in (["canary", "bot", "120"], ["export", "bot/1", "--out", str(tmp_path / "out")]):
+        assert bco(monkeypatch, "models", *wrong, *storage) == 2
 
 
 def test_what_to_serve(spec: Path, tmp_path: Path) -> None:

@@ -12,4 +12,4 @@ if __name__ == "__main__":
     storage, source, run = sys.argv[1:]
     registry = Registry(Path(storage))
     version = registry.register("bot", Path(source), {"run": run})
-    registry.move_alias("bot", "prod", version.version, expected=registry.aliases("bot").get("prod"))
+    registry.promote("bot", version.version, expected=registry.aliases("bot").get("prod"))

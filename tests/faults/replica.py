@@ -12,9 +12,10 @@ from pathlib import Path
 
 import uvicorn
 
-from bco_ray.serving.api import create_api
 from bco_ray.serving.args import Served
-from bco_ray.serving.engine import Health, Load, TokenEvent
+from bco_ray.serving.engines.protocol import Health, Load, TokenEvent
+from bco_ray.serving.http.api import create_api
+from bco_ray.serving.versions.catalog import FixedCatalog, Target
 from bco_ray.storage.feedback_log import FeedbackLog
 
 
@@ -45,14 +46,8 @@ class Mortal(FeedbackLog):
     left = -1
     turn = threading.Lock()
 
-    def add_vote(self, vote, idempotency_key=None):
-        return self._count(super().add_vote(vote, idempotency_key))
-
-    def add_votes(self, batch):
-        return self._count(super().add_votes(batch))
-
-    def add_completion(self, completion):
-        return self._count(super().add_completion(completion))
+    def add_all(self, answers, ballots, *, oldest=0.0):
+        return self._count(super().add_all(answers, ballots, oldest=oldest))
 
     def _count(self, written):
         with self.turn:
@@ -68,5 +63,5 @@ if __name__ == "__main__":
     served = Served("helper/1", (), "fp", 0, 512, 16, Path())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)  # noqa: T201
-        api = create_api(Echo(), served, Words(), log)
+        api = create_api(FixedCatalog(Target(served, Words(), Echo())), log)
         uvicorn.Server(uvicorn.Config(api, log_level="error")).run(sockets=[listener])

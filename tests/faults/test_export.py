@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import threading
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,10 @@ def test_rounds_while_votes_arrive(faults: Any, storage: Path) -> None:
 
     def keep_voting() -> None:
         log = FeedbackLog.open(storage)
-        while not stop.wait(0.01):
-            log.add_vote(Vote(response_id=ANSWER, label=True, user="ann"))
+        for label in cycle((True, False)):  # the same vote again would be no new one
+            log.add_vote(Vote(response_id=ANSWER, label=label, user="ann"))
+            if stop.wait(0.01):
+                break
         log.close()
 
     voter = threading.Thread(target=keep_voting)

@@ -23,7 +23,7 @@ from bco_ray.storage.export import export, load_manifest, verify_segments
 from bco_ray.storage.feedback_log import FeedbackLog, Vote
 
 HERE = Path(__file__).parent
-IMPORTS = ("uvicorn", "bco_ray.serving.api", "bco_ray.storage.export")
+IMPORTS = ("uvicorn", "bco_ray.serving.http.api", "bco_ray.storage.export")
 CLIENTS = 4
 REPLICAS = 2
 AGAIN = 503

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM, OPTConfig, OPTForCausalLM
 
 from bco_ray.errors import ModelError, SpecError
@@ -143,3 +145,13 @@ def test_torn_weights_are_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ModelError, match=r"m: cannot load the model"):
         load_frozen(model, dtype=torch.float32)
+
+
+def test_a_model_without_one_of_its_tensors_is_refused(tmp_path: Path) -> None:
+    weights = write_tiny_model(tmp_path) / "model.safetensors"
+    tensors = load_file(weights)
+    missing = next(name for name in tensors if "layers.0" in name)
+    del tensors[missing]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=re.escape(missing)):
+        load_frozen(tmp_path, dtype=torch.float32)

@@ -106,7 +106,7 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     registry = Registry(storage)
     for run, parent, scored in (("a", "/base", "s1"), ("b", "helper/1", "s2"), ("c", "/base", "s2")):
         registry.register("helper", tmp_path / "model", {"run": run, "parent": parent, "scored": scored})
-    registry.move_alias("helper", "prod", 2, expected=None)
+    registry.promote("helper", 2, expected=None)
     return storage
 
 

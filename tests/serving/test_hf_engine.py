@@ -13,14 +13,15 @@ import torch
 import transformers
 
 from bco_ray.errors import ModelError
-from bco_ray.serving.engine import (
+from bco_ray.serving.engines.batching.engine import HFEngine
+from bco_ray.serving.engines.batching.network import Network
+from bco_ray.serving.engines.protocol import (
     EngineDeadError,
     EngineOverloadedError,
     GenRequest,
     RequestRefusedError,
     TokenEvent,
 )
-from bco_ray.serving.hf_engine import DenseBatch, HFEngine
 from bco_ray.testing.tiny import write_tiny_model
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ def prompts(tokenizer: Any) -> list[list[int]]:
     return [tokenizer(text)["input_ids"] for text in Texts]
 
 
-def with_engine(directory: Path, use: Callable[[HFEngine], Awaitable[T]], **options: int) -> T:
+def with_engine(directory: Path, use: Callable[[HFEngine], Awaitable[T]], **options: Any) -> T:
     """Run `use` with a started engine; the engine ends whatever happens."""
 
     async def body() -> T:
@@ -179,14 +180,14 @@ def test_impossible_requests_are_refused_at_once(directory: Path, bad: GenReques
 def test_a_request_that_breaks_the_model_fails_alone(
     directory: Path, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = DenseBatch.forward
+    logits = Network.logits
 
-    def fragile(self: DenseBatch) -> torch.Tensor:
-        if (self._new_BT == 299).any():
+    def fragile(self: Network, new_BT: Any, *rest: Any) -> torch.Tensor:
+        if any(299 in row for row in new_BT):
             raise RuntimeError("out of memory, say")
-        return forward(self)
+        return logits(self, new_BT, *rest)
 
-    monkeypatch.setattr(DenseBatch, "forward", fragile)
+    monkeypatch.setattr(Network, "logits", fragile)
 
     async def use(engine: HFEngine) -> list[Any]:
         requests = [greedy(prompts[0]), greedy([299]), greedy(prompts[1])]
@@ -210,10 +211,10 @@ def test_too_many_waiting_requests_are_turned_away(directory: Path, prompts: lis
 
 
 def test_a_model_that_always_fails_is_unhealthy(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: DenseBatch) -> torch.Tensor:
+    def broken(*_: Any) -> torch.Tensor:
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(DenseBatch, "forward", broken)
+    monkeypatch.setattr(Network, "logits", broken)
 
     async def use(engine: HFEngine) -> list[bool]:
         seen = [(await engine.health()).ok]
@@ -226,10 +227,10 @@ def test_a_model_that_always_fails_is_unhealthy(directory: Path, monkeypatch: py
 
 
 def test_a_dead_thread_fails_what_waits(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(_: DenseBatch) -> torch.Tensor:
+    def bug(*_: Any) -> torch.Tensor:
         raise TypeError("a mistake of ours")
 
-    monkeypatch.setattr(DenseBatch, "forward", bug)
+    monkeypatch.setattr(Network, "logits", bug)
     monkeypatch.setattr("threading.excepthook", lambda *_: None)
 
     async def use(engine: HFEngine) -> bool:
@@ -271,3 +272,11 @@ def test_a_directory_without_a_model_is_a_model_error(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError):
         asyncio.run(body())
+
+
+def test_what_comes_within_a_moment_comes_as_one(directory: Path, prompts: list[list[int]]) -> None:
+    request = GenRequest(prompts[1], 40, temperature=0.0, logprobs=1)
+    alone = with_engine(directory, lambda engine: collect(engine, request))
+    together = with_engine(directory, lambda engine: collect(engine, request), stream_seconds=0.03)
+    assert len(together) < len(alone)
+    assert sum(together[1:], together[0]) == sum(alone[1:], alone[0])

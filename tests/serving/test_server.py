@@ -49,7 +49,7 @@ def test_serve_reads_the_schema_of_its_args_from_the_builder() -> None:
 
 
 def test_the_api_needs_no_ray() -> None:
-    code = "import sys, bco_ray.serving.api; sys.exit('ray' in sys.modules)"
+    code = "import sys, bco_ray.serving.http.api; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bco_ray.serving.text_stream import TextStream
+from bco_ray.serving.engines.text_stream import TextStream
 
 
 def decode(ids: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from bco_ray.errors import ConflictError, StorageError
+from bco_ray.storage import casting
 from bco_ray.storage.feedback_log import (
     Choice,
     Completion,
@@ -100,10 +102,12 @@ def test_last_event_of_a_voter_counts(log: FeedbackLog) -> None:
 
 def test_delete_appends_a_tombstone(log: FeedbackLog) -> None:
     vote, _ = log.add_vote(Vote(response_id="chatcmpl-1", label=True, user="ann"))
-    assert not log.delete_vote(vote.id).effective
+    gone = log.delete_vote(vote.id)
+    assert gone is not None
+    assert (gone.vote.label, gone.effective, log.get_vote(vote.id).effective) == (None, True, False)
     events, _ = log.list_votes()
     assert [e.vote.label for e in events] == [True, None]
-    log.delete_vote(vote.id)
+    assert log.delete_vote(vote.id) is None
     assert len(log.list_votes()[0]) == 2, "deleting twice changes nothing"
 
 
@@ -149,12 +153,38 @@ def test_batch_answers_per_vote(log: FeedbackLog) -> None:
         {"metadata": {"x": "\ud800"}},
         {"metadata": {"\ud800": "x"}},
         {"tags": ["\ud800"]},
+        {"comment": "a\0"},
+        {"metadata": {"\0": 1}},
+        {"user": "\\\0"},
         {"metadata": {str(i): "" for i in range(17)}},
     ],
 )
 def test_malformed_votes_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Vote.model_validate({"response_id": "chatcmpl-1", "label": True, **fields})
+
+
+def test_text_that_only_looks_unstorable_is_stored(log: FeedbackLog) -> None:
+    for comment in ("\\u0000", "\\\\u0000", "u0000"):
+        log.add_vote(Vote(response_id="chatcmpl-1", label=True, comment=comment))
+    assert [event.vote.comment for event in log.list_votes()[0]] == ["\\u0000", "\\\\u0000", "u0000"]
+
+
+def test_a_voter_is_looked_up_once_however_often_they_voted(log: FeedbackLog) -> None:
+    """By the index, and only for the last vote."""
+    votes = [(Vote(response_id="chatcmpl-1", label=i % 2 == 0, user=user), None) for i in range(50) for user in "ab"]
+    assert all(isinstance(outcome, tuple) and outcome[1] for outcome in log.add_votes(votes))
+    listed = json.dumps([("chatcmpl-1", 0, user) for user in "ab"])
+    plan = str(casting._STANDING.params(listed=listed).compile(log.engine, compile_kwargs={"literal_binds": True}))
+    with log.engine.connect() as connection:
+        last = [row[3] for row in connection.execute(casting._STANDING, {"listed": listed})]
+        steps = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {plan}")]
+    assert last == [event.id for event in log.list_votes(limit=200)[0][-2:]]
+    assert any("votes_by_voter" in step for step in steps)
+    assert not [step for step in steps if "SCAN" in step and "listed" not in step]
+    (replayed,) = log.add_votes([votes[-1]])
+    assert isinstance(replayed, tuple)
+    assert not replayed[1]
 
 
 def test_other_databases_are_refused_clearly(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bco_ray.errors import ConflictError, ModelError
+from bco_ray.errors import ConflictError, ModelError, StorageError
+from bco_ray.storage import files
+from bco_ray.storage import registry as registries
 from bco_ray.storage.registry import Registry
 
 
@@ -43,7 +45,7 @@ def test_references(registry: Registry, model: Path) -> None:
     for run in "ab":
         registry.register("bot", model, {"run": run})
     assert registry.resolve("bot").version == 2
-    registry.move_alias("bot", "prod", 1, expected=None)
+    registry.promote("bot", 1, expected=None)
     assert registry.resolve("bot").version == 1
     assert registry.resolve("bot@prod").version == 1
     assert registry.resolve("bot/2").version == 2
@@ -52,29 +54,29 @@ def test_references(registry: Registry, model: Path) -> None:
 def test_an_alias_moves_only_from_where_the_mover_saw_it(registry: Registry, model: Path) -> None:
     for run in "ab":
         registry.register("bot", model, {"run": run})
-    registry.move_alias("bot", "prod", 1, expected=None)
+    registry.promote("bot", 1, expected=None)
     with pytest.raises(ConflictError, match="bot@prod is 1, not None"):
-        registry.move_alias("bot", "prod", 2, expected=None)
-    registry.move_alias("bot", "prod", 2, expected=1)
+        registry.promote("bot", 2, expected=None)
+    registry.promote("bot", 2, expected=1)
     assert [move["version"] for move in registry.history("bot")] == [1, 2]
 
 
 def test_a_move_to_where_it_is_already_is_none(registry: Registry, model: Path) -> None:
     registry.register("bot", model, {})
-    registry.move_alias("bot", "prod", 1, expected=None)
-    registry.move_alias("bot", "prod", 1, expected=1)
+    registry.promote("bot", 1, expected=None)
+    registry.promote("bot", 1, expected=1)
     assert len(registry.history("bot")) == 1
 
 
 def test_a_move_that_only_the_history_knows_did_not_happen(registry: Registry, model: Path) -> None:
     for run in "abc":
         registry.register("bot", model, {"run": run})
-    registry.move_alias("bot", "prod", 1, expected=None)
+    registry.promote("bot", 1, expected=None)
     aliases = (registry.root / "bot" / "aliases.json").read_bytes()
-    registry.move_alias("bot", "prod", 2, expected=1)
+    registry.promote("bot", 2, expected=1)
     (registry.root / "bot" / "aliases.json").write_bytes(aliases)  # as if killed between the two writes
     assert [move["version"] for move in registry.history("bot")] == [1]
-    registry.move_alias("bot", "candidate", 3, expected=None)
+    registry.promote("bot", 3, "candidate", expected=None)
     assert [(m["alias"], m["version"]) for m in registry.history("bot")] == [("prod", 1), ("candidate", 3)]
 
 
@@ -98,3 +100,92 @@ def test_what_does_not_exist_is_named_with_what_does(
     registry.register("bot", model, {})
     with pytest.raises(ModelError, match=message):
         registry.resolve(reference)
+
+
+def test_rolling_back_goes_further_back_each_time(registry: Registry, model: Path) -> None:
+    for number in (1, 2, 3):
+        registry.register("helper", model, {"run": str(number)})
+        registry.promote("helper", number)
+    assert registry.rollback("helper") == (2, 3)
+    assert registry.rollback("helper") == (1, 2)
+    with pytest.raises(ModelError, match="no earlier version"):
+        registry.rollback("helper")
+    registry.promote("helper", 3)
+    assert registry.rollback("helper") == (1, 3)
+
+
+def test_a_rollback_happens_only_from_where_the_mover_saw_it(registry: Registry, model: Path) -> None:
+    for number in (1, 2, 3):
+        registry.register("helper", model, {"run": str(number)})
+        registry.promote("helper", number)
+    assert registry.rollback("helper", expected=3) == (2, 3)
+    with pytest.raises(ConflictError, match="helper@prod is 2, not 3"):
+        registry.rollback("helper", expected=3)
+    with pytest.raises(ConflictError, match="not None"):
+        registry.rollback("helper", expected=None)
+    assert registry.aliases("helper") == {"prod": 2}
+
+
+def test_whoever_moves_an_alias_does_not_wait_for_ever(
+    registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in "ab":
+        registry.register("bot", model, {"run": run})
+        registry.promote("bot", registry.versions("bot")[-1])
+    monkeypatch.setattr(registries, "_MOVE_SECONDS", 0.05)
+    with files.locked(registry.root / "bot" / ".lock"):
+        for move in (lambda: registry.promote("bot", 1), lambda: registry.rollback("bot"),
+                     lambda: registry.set_canary("bot", 0)):  # fmt: skip
+            with pytest.raises(StorageError, match="busy"):
+                move()
+    assert registry.rollback("bot") == (1, 2)
+
+
+def test_a_model_is_read_before_others_wait(registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.register("bot", model, {"run": "a"})
+    digests = registries._digests
+
+    def moving(source: Path) -> dict[str, str]:
+        registry.promote("bot", 1)
+        return digests(source)
+
+    monkeypatch.setattr(registries, "_MOVE_SECONDS", 0.05)
+    monkeypatch.setattr(registries, "_digests", moving)
+    assert registry.register("bot", model, {"run": "b"}).version == 2
+    assert registry.verify("bot", 2)
+
+
+def test_a_canary_needs_a_candidate_and_counts_as_a_change(registry: Registry, model: Path) -> None:
+    registry.register("helper", model, {})
+    with pytest.raises(ModelError, match="candidate"):
+        registry.set_canary("helper", 10)
+    registry.promote("helper", 1, "candidate")
+    before = registry.state("helper").generation
+    registry.set_canary("helper", 10)
+    state = registry.state("helper")
+    assert state.canary is not None
+    assert (state.canary.percent, state.generation) == (10, before + 1)
+    registry.set_canary("helper", 0)
+    assert registry.state("helper").canary is None
+
+
+@pytest.mark.parametrize("how", ["changed", "missing", "was added"])
+def test_what_happened_to_a_versions_files_is_seen(registry: Registry, model: Path, how: str) -> None:
+    version = registry.register("helper", model, {})
+    assert registry.verify("helper", 1)
+    file = next(path for path in version.directory.iterdir() if path.name != "lineage.json")
+    if how == "changed":
+        file.write_bytes(file.read_bytes() + b" ")
+    elif how == "missing":
+        file.unlink()
+    else:
+        (version.directory / "more.json").write_text("{}")
+    with pytest.raises(ModelError, match=how):
+        registry.verify("helper", 1)
+
+
+def test_a_version_from_before_digests_cannot_be_verified(registry: Registry, model: Path) -> None:
+    version = registry.register("helper", model, {})
+    lineage = files.read_json(version.directory / "lineage.json")
+    files.write_json(version.directory / "lineage.json", {k: v for k, v in lineage.items() if k != "files"})
+    assert not registry.verify("helper", 1)

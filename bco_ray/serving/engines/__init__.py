@@ -1,0 +1,1 @@
+"""What generates: one protocol, three engines behind it."""

@@ -1,0 +1,1 @@
+"""vLLM inside our replica, for clusters with GPUs (the extra `vllm`)."""

@@ -1,0 +1,81 @@
+"""Engines as Ray Serve applications: one per base, beside the gateway's own, without a route."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+
+from ray import serve
+from ray.serve import RunTarget
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+from bco_ray.errors import ServingError
+from bco_ray.serving.args import ServeArgs
+from bco_ray.serving.engines.protocol import Engine
+from bco_ray.serving.model import model_application
+from bco_ray.serving.remote import RemoteEngine
+from bco_ray.serving.versions.rollout import Home
+
+PREFIX = "bco-model-"
+
+_POLL_SECONDS = 0.25
+_USABLE = {ApplicationStatus.RUNNING, ApplicationStatus.UNHEALTHY}
+"""Unhealthy: some replica cannot be replaced just now; whether the others answer is for the probe to find out."""
+
+_EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+$", re.MULTILINE)
+
+
+class ServeFleet:
+    """See `Fleet`."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        self._args = args
+
+    async def ensure(self, home: Home) -> Engine:
+        """See `Fleet.ensure`. Only what this call started is taken down if it does not get ready."""
+        started = home.key not in await self.running()
+        if started:
+            target = RunTarget(model_application(self._args, home), name=home.key, route_prefix=None)
+            await asyncio.to_thread(serve.run_many, [target], wait_for_applications_running=False)
+        try:
+            await self._until_running(home)
+        except BaseException:
+            if started:
+                await self.remove(home.key)
+            raise
+        return engine_of(home.key, self._args)
+
+    async def remove(self, key: str) -> None:
+        """See `Fleet.remove`; its replicas end what they are doing first."""
+        await asyncio.to_thread(serve.delete, key, _blocking=False)
+
+    async def running(self) -> set[str]:
+        """See `Fleet.running`; not those that are being taken down."""
+        status = await asyncio.to_thread(serve.status)
+        leaving = {ApplicationStatus.DELETING}
+        return {n for n, a in status.applications.items() if n.startswith(PREFIX) and a.status not in leaving}
+
+    async def _until_running(self, home: Home) -> None:
+        deadline = time.monotonic() + self._args.start_seconds
+        while time.monotonic() < deadline:
+            status = await asyncio.to_thread(serve.status)
+            application = status.applications.get(home.key)
+            if application and application.status in _USABLE:
+                return
+            if application and application.status == ApplicationStatus.DEPLOY_FAILED:
+                raise ServingError(f"{home.directory}: the model did not start: {reason(application)}")
+            await asyncio.sleep(_POLL_SECONDS)
+        raise ServingError(f"{home.directory}: the model was not ready within {self._args.start_seconds:.0f} s")
+
+
+def engine_of(key: str, args: ServeArgs) -> Engine:
+    """The engine of a running application."""
+    return RemoteEngine(serve.get_app_handle(key), sleeps=args.min_replicas == 0)
+
+
+def reason(application: ApplicationStatusOverview) -> str:
+    """The last exception a deployment raised, else what Serve says about them."""
+    messages = [deployment.message for deployment in application.deployments.values() if deployment.message]
+    raised = _EXCEPTION.findall("\n".join(messages))
+    return raised[-1] if raised else " ".join(messages)

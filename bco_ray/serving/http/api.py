@@ -1,0 +1,106 @@
+"""The whole HTTP API as a FastAPI app over an engine and a log; Ray Serve wraps it, tests run it as it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import JSONResponse, Response
+
+import bco_ray
+from bco_ray.errors import BcoError
+from bco_ray.serving.http import chat, errors, feedback, registry_routes, wire
+from bco_ray.serving.http.edge import Edge, VoteCors
+from bco_ray.serving.http.errors import ApiError
+from bco_ray.serving.http.feedback_tokens import FeedbackTokens, feedback_secret
+from bco_ray.serving.http.ledger import Ledger
+from bco_ray.serving.http.replying import Backend
+from bco_ray.serving.http.settings import Settings
+from bco_ray.serving.metrics import Metrics
+from bco_ray.serving.versions.catalog import Catalog
+from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.registry import Registry
+
+DEFAULTS = Settings()
+
+
+def create_api(
+    catalog: Catalog,
+    log: FeedbackLog,
+    settings: Settings = DEFAULTS,
+    *,
+    metrics: Metrics | None = None,
+    send_request_id: bool = True,
+) -> FastAPI:
+    """The app. Engines are started and stopped by the caller; `send_request_id` False if a proxy in front does it."""
+    metrics, ledger = metrics or Metrics(), Ledger(log, settings.retention_days)
+    tokens = FeedbackTokens(feedback_secret(log.storage), settings.feedback_token_seconds)
+
+    @asynccontextmanager
+    async def lifespan(api: FastAPI) -> AsyncGenerator[None]:
+        sweeping = asyncio.create_task(ledger.sweep())
+        yield
+        sweeping.cancel()
+        await ledger.close()
+
+    api = FastAPI(title="bco-ray", version=bco_ray.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    errors.install(api)
+    if settings.cors_origins:
+        api.add_middleware(VoteCors, origins=settings.cors_origins)
+    api.add_middleware(Edge, metrics=metrics, send_request_id=send_request_id, origins=settings.cors_origins)
+    api.include_router(chat.router(Backend(catalog, ledger, metrics, tokens, settings.request_timeout_seconds)))
+    api.include_router(feedback.router(ledger, metrics, tokens))
+    api.include_router(registry_routes.router(Registry(log.storage)))
+    api.include_router(_models(catalog))
+    api.include_router(_operations(catalog, metrics))
+    return api
+
+
+def _models(catalog: Catalog) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/v1/models")
+    async def list_models() -> Response:
+        return JSONResponse(wire.page([wire.model(served, name) for name, served in catalog.models()]))
+
+    @routes.get("/v1/models/{name:path}")
+    async def get_model(name: str) -> Response:
+        with catalog.lease(name, None) as target:
+            return JSONResponse(wire.model(target.served, name))
+
+    return routes
+
+
+def _operations(catalog: Catalog, metrics: Metrics) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/")
+    async def pointers() -> Response:
+        links = ["/v1/models", "/v1/chat/completions", "/v1/feedback", "/readyz", "/metrics", "/openapi.json"]
+        return JSONResponse({"service": "bco-ray", "models": [name for name, _ in catalog.models()], "routes": links})
+
+    @routes.get("/healthz")
+    async def alive() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @routes.get("/readyz")
+    async def ready() -> Response:
+        health = await catalog.health()
+        if not health.ok:
+            raise ApiError(503, f"The engine is not ready: {health.detail}", code="engine_unavailable")
+        load = await catalog.load()
+        models = sorted({served.model_id for _, served in catalog.models()})
+        busy = {"running": load.running, "waiting": load.waiting}
+        return JSONResponse({"status": "ok", "models": models, "refused": catalog.refused(), **busy})
+
+    @routes.get("/metrics")
+    async def prometheus() -> Response:
+        try:
+            load = await catalog.load()
+        except BcoError:
+            load = None  # the rest can still be told
+        return Response(metrics.render(load), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return routes

@@ -1,0 +1,130 @@
+"""`/v1/registry/...`: versions, what they were made from, and what their names mean. Servers follow by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import asdict
+from types import EllipsisType
+from typing import Annotated, ParamSpec, TypeVar
+
+from fastapi import APIRouter, Path
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from bco_ray.errors import ConflictError, ModelError, StorageError
+from bco_ray.serving.http import wire
+from bco_ray.serving.http.errors import ApiError
+from bco_ray.storage.aliases import Aliases
+from bco_ray.storage.registry import ALIAS, NAME, ModelVersion, Registry, UnknownVersionError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Name = Annotated[str, Path(pattern=f"^{NAME}$", max_length=128)]
+Alias = Annotated[str, Field(pattern=f"^{ALIAS}$", max_length=64)]
+Version = Annotated[int, Field(ge=1, lt=1 << 31)]
+
+_SUMMARY = ("registered_at", "run", "parent", "votes", "evaluation")
+"""What of a lineage is shown; the whole of it is in the version's `lineage.json`."""
+
+
+class Move(BaseModel):
+    """`expected` is where the alias points now (null: nowhere yet); left out, it may point anywhere."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    alias: Alias = "prod"
+    expected: Version | None = None
+
+    @property
+    def condition(self) -> int | EllipsisType | None:
+        """As `Registry` takes it."""
+        return self.expected if "expected" in self.model_fields_set else ...
+
+
+class Promotion(Move):
+    """Point the alias at a version."""
+
+    version: Version
+
+
+class Rollback(Move):
+    """Back to where the alias pointed before its last move."""
+
+
+class CanaryShare(BaseModel):
+    """0 ends it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    percent: float = Field(ge=0, le=100, allow_inf_nan=False)
+
+
+def router(registry: Registry) -> APIRouter:
+    """Reads and moves; whoever changes a name is answered with what it means then."""
+    routes = APIRouter(prefix="/v1/registry/models")
+
+    @routes.get("")
+    async def list_models() -> Response:
+        return JSONResponse(wire.page(await _done(lambda: [_model(registry, name) for name in registry.names()])))
+
+    @routes.get("/{name}")
+    async def get_model(name: Name) -> Response:
+        return JSONResponse(await _done(_model, registry, name))
+
+    @routes.post("/{name}/promote")
+    async def promote(name: Name, body: Promotion) -> Response:
+        await _done(registry.promote, name, body.version, body.alias, body.condition)
+        return JSONResponse(await _done(_model, registry, name))
+
+    @routes.post("/{name}/rollback")
+    async def rollback(name: Name, body: Rollback) -> Response:
+        await _done(registry.rollback, name, body.alias, body.condition)
+        return JSONResponse(await _done(_model, registry, name))
+
+    @routes.post("/{name}/canary")
+    async def canary(name: Name, body: CanaryShare) -> Response:
+        await _done(registry.set_canary, name, body.percent)
+        return JSONResponse(await _done(_model, registry, name))
+
+    return routes
+
+
+async def _done(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """In a thread: it waits for a lock and for the disk. Raises ApiError."""
+    try:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    except ConflictError as error:
+        raise ApiError(409, str(error), code="alias_moved", headers={"x-should-retry": "false"}) from None
+    except UnknownVersionError as error:
+        raise ApiError(404, str(error), code="model_not_found") from None
+    except ModelError as error:
+        raise ApiError(400, str(error), code="not_possible") from None
+    except StorageError as error:
+        raise ApiError(503, str(error), code="storage_unavailable", headers={"retry-after": "1"}) from None
+
+
+def _model(registry: Registry, name: str) -> wire.Json:
+    """Raises UnknownVersionError."""
+    registry.resolve(name)
+    state = registry.state(name)
+    return {
+        "id": name,
+        "object": "registry.model",
+        "versions": [_version(registry.get(name, number), state) for number in registry.versions(name)],
+        "aliases": state.aliases,
+        "canary": asdict(state.canary) if state.canary else None,
+        "generation": state.generation,
+        "history": list(state.history),
+    }
+
+
+def _version(version: ModelVersion, state: Aliases) -> wire.Json:
+    return {
+        "id": version.reference,
+        "object": "registry.version",
+        "version": version.version,
+        "aliases": [alias for alias, number in state.aliases.items() if number == version.version],
+        **{key: version.lineage.get(key) for key in _SUMMARY},
+    }

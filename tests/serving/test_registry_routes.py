@@ -1,0 +1,120 @@
+"""`/v1/registry/...`: what is registered, and moving its names, with errors that say which and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from bco_ray.serving.http import errors
+from bco_ray.serving.http.registry_routes import router
+from bco_ray.storage import files
+from bco_ray.storage import registry as registries
+from bco_ray.storage.registry import Registry
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    (tmp_path / "m").mkdir()
+    found = Registry(tmp_path)
+    for run in "abc":
+        found.register("bot", tmp_path / "m", {"run": run, "votes": {"read": 3, "kept": 2}})
+    return found
+
+
+@pytest.fixture
+def client(registry: Registry) -> Iterator[TestClient]:
+    api = FastAPI()
+    errors.install(api)
+    api.include_router(router(registry))
+    with TestClient(api) as found:
+        yield found
+
+
+def post(client: TestClient, path: str, **body: Any) -> tuple[int, Any]:
+    reply = client.post(f"/v1/registry/models/{path}", json=body)
+    return reply.status_code, reply.json()
+
+
+def test_a_model_its_versions_and_its_names(client: TestClient) -> None:
+    post(client, "bot/promote", version=2)
+    post(client, "bot/promote", version=3, alias="candidate")
+    status, model = post(client, "bot/canary", percent=12.5)
+    assert status == 200
+    assert model["aliases"] == {"prod": 2, "candidate": 3}
+    assert model["canary"] == {"alias": "candidate", "percent": 12.5}
+    assert [(v["id"], v["run"], v["aliases"]) for v in model["versions"]] == [
+        ("bot/1", "a", []), ("bot/2", "b", ["prod"]), ("bot/3", "c", ["candidate"]),
+    ]  # fmt: skip
+    assert model["versions"][0]["votes"] == {"read": 3, "kept": 2}
+    assert len(model["history"]) == 3
+    assert client.get("/v1/registry/models/bot").json() == model
+    assert client.get("/v1/registry/models").json()["data"] == [model]
+    assert post(client, "bot/canary", percent=0)[1]["canary"] is None
+
+
+def test_moves_need_json(client: TestClient) -> None:
+    """What a page can send without a preflight is none."""
+    for version in (1, 2):
+        post(client, "bot/promote", version=version)
+    for path, content in (("rollback", "{}"), ("promote", '{"version": 1}'), ("canary", '{"percent": 0}')):
+        for kind in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
+            assert client.post(f"/v1/registry/models/bot/{path}", content=content, headers=kind).status_code == 422
+    assert client.post("/v1/registry/models/bot/rollback").status_code == 422
+    assert post(client, "bot/rollback")[1]["aliases"] == {"prod": 1}
+
+
+def test_a_rollback_from_where_the_alias_was_seen(client: TestClient) -> None:
+    for version in (1, 2, 3):
+        post(client, "bot/promote", version=version)
+    assert post(client, "bot/rollback", expected=3)[1]["aliases"] == {"prod": 2}
+    status, body = post(client, "bot/rollback", expected=3)
+    assert (status, body["error"]["code"]) == (409, "alias_moved")
+
+
+def test_a_registry_in_use_is_503(client: TestClient, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registries, "_MOVE_SECONDS", 0.05)
+    with files.locked(registry.root / "bot" / ".lock"):
+        status, body = post(client, "bot/promote", version=1)
+    assert (status, body["error"]["code"]) == (503, "storage_unavailable")
+    assert "busy" in body["error"]["message"]
+
+
+def test_expected_null_is_unset_and_left_out_is_anything(client: TestClient) -> None:
+    assert post(client, "bot/promote", version=1, expected=None)[0] == 200
+    status, body = post(client, "bot/promote", version=2, expected=None)
+    assert (status, body["error"]["code"]) == (409, "alias_moved")
+    assert "bot@prod is 1, not None" in body["error"]["message"]
+    assert post(client, "bot/promote", version=2, expected=1)[0] == 200
+    assert post(client, "bot/promote", version=3)[1]["aliases"] == {"prod": 3}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("other/promote", {"version": 1}, 404, "other/1: no such model version"),
+        ("bot/promote", {"version": 9}, 404, "Versions: 1, 2, 3"),
+        ("other/rollback", {}, 404, "no such model"),
+        ("bot/rollback", {}, 400, "no earlier version"),
+        ("bot/canary", {"percent": 5}, 400, "no version is its candidate"),
+        ("bot/canary", {"percent": 101}, 422, "percent"),
+        ("bot/promote", {"version": 1, "alias": "a b"}, 422, "alias"),
+        ("bot/promote", {"versions": 1}, 422, "version"),
+        ("%2e%2e/canary", {"percent": 0}, 422, "name"),
+        (f"{'a' * 300}/promote", {"version": 1}, 422, "name"),
+        ("bot/promote", {"version": 10**300}, 422, "version"),
+        ("bot/rollback", {"expected": 1 << 31}, 422, "expected"),
+    ],
+)
+def test_errors(client: TestClient, path: str, body: dict[str, Any], status: int, message: str) -> None:
+    found, reply = post(client, path, **body)
+    assert found == status
+    assert message in reply["error"]["message"]
+
+
+def test_an_unknown_model(client: TestClient) -> None:
+    assert client.get("/v1/registry/models/other").status_code == 404
