@@ -1,7 +1,7 @@
 """Serving speed, side by side: ours, `transformers serve` with continuous batching, and `generate` one by one.
 
-    python benchmarks/serving.py --out DIR --quick     # some minutes: does it work here?
-    python benchmarks/serving.py --out DIR             # three rounds of everything: an hour and a half
+    python benchmarks/serving.py --out DIR --quick     # one round, the small model: does it work here?
+    python benchmarks/serving.py --out DIR             # three rounds of everything
 
 Every measurement starts the side as a process of its own with pinned threads, warms it up, and loads it with 1, 4, 16
 and 64 clients that ask again as soon as they are answered. The sides take turns: A B C, A B C. Greedy everywhere; the

@@ -1,4 +1,4 @@
-"""One answer as it grows, for engines whose tokens are chosen elsewhere: its text, and where it ends."""
+"""One answer as it grows, whoever chooses its tokens: its text, and where it ends."""
 
 from __future__ import annotations
 

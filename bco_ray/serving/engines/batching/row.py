@@ -11,6 +11,7 @@ from math import isfinite
 
 from torch import Tensor
 
+from bco_ray.serving.engines.answer import Answer
 from bco_ray.serving.engines.batching.sampling import Draw, logprobs, sample, seeded
 from bco_ray.serving.engines.protocol import DeadlineError, GenRequest, RequestRefusedError, TokenEvent, TokenLogprob
 from bco_ray.serving.engines.text_stream import TextStream
@@ -61,8 +62,7 @@ class Row:
         self.done = self.finished = False
         self.alone = False
         self.cached: int | None = None
-        self._text = text
-        self._ends = ends
+        self._answer = Answer(text, ends, request.max_new)
         self._random = seeded(request.seed)
         self._outbox = outbox
 
@@ -93,28 +93,15 @@ class Row:
         """Send the next token."""
         first = len(self.ids) == len(self.request.token_ids)
         self.ids.append(token)
-        text, reason, ended = self._outcome(token)
-        self.done = self.finished = reason is not None
-        cached = (self.cached or 0) if first else 0
-        self._outbox.post(self, TokenEvent([token], text, reason, ended, [logprob] if logprob else [], cached))
+        event = self._answer.add(token, [logprob] if logprob else [], (self.cached or 0) if first else 0)
+        self.done = self.finished = event.finish_reason is not None
+        self._outbox.post(self, event)
 
     def fail(self, error: Exception) -> None:
         """End the row with an error, if it has not ended."""
         if not self.done:
             self.done = True
             self._outbox.post(self, error)
-
-    def _outcome(self, token: int) -> tuple[str, str | None, bool]:
-        """Text to show, the finish reason, and whether the model itself ended."""
-        if token in self._ends:
-            return self._text.flush(), "stop", True
-        text = self._text.push(token)
-        if self._text.stopped:
-            return text, "stop", False
-        if len(self.ids) < self.most:
-            return text, None, False
-        text += self._text.flush()
-        return text, "stop" if self._text.stopped else "length", False
 
 
 def advance(rows: Sequence[Row], logits_BV: Tensor) -> list[int]:
