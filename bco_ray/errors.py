@@ -36,6 +36,10 @@ class TrainingError(BcoError):
     """Training stopped and would stop again if merely retried."""
 
 
+class ClusterError(BcoError):
+    """The Ray cluster cannot be started or reached."""
+
+
 class InterruptedRunError(BcoError):
     """Somebody pressed Ctrl-C or sent SIGTERM."""
 

@@ -47,6 +47,7 @@ def serve(storage: Path, port: int) -> None:
     from bco_ray.serving.args import ServeArgs, describe
     from bco_ray.serving.engines.batching.engine import HFEngine
     from bco_ray.serving.http.api import create_api
+    from bco_ray.serving.pauses import keep_what_is_loaded
     from bco_ray.serving.versions.catalog import FixedCatalog, Target
     from bco_ray.testing.tiny import write_tiny_model
     from bco_ray.text import load_tokenizer
@@ -56,6 +57,7 @@ def serve(storage: Path, port: int) -> None:
     asyncio.run(engine.start())
     args = ServeArgs(model_id="bench/1", model_dir=model, storage=storage)
     catalog = FixedCatalog(Target(describe(args), load_tokenizer(model), engine))
+    keep_what_is_loaded()
     uvicorn.run(create_api(catalog, FeedbackLog.open(storage)), port=port, log_level="warning", access_log=False)
 
 

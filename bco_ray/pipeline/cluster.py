@@ -6,16 +6,18 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import ray
 import ray.data
 
-from bco_ray.errors import BcoError, InterruptedRunError, SpecError
+from bco_ray.errors import BcoError, ClusterError, InterruptedRunError, SpecError
 from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.telemetry import logger
 
@@ -30,6 +32,9 @@ def cluster_for(job: ResolvedJob) -> AbstractContextManager[None]:
     return cluster(workers=workers, resources_per_worker=spec.training.resources_per_worker)
 
 
+_REACH_SECONDS = 10
+
+
 @contextmanager
 def cluster(
     *, workers: int, resources_per_worker: dict[str, float] | None = None, object_store_bytes: int | None = None
@@ -38,7 +43,8 @@ def cluster(
 
     If Train took every CPU, Ray Data would wait for one for ever; so a local cluster always offers two more than the
     workers need, whatever the machine has. An error of ours that was raised on a worker leaves as itself, without
-    Ray's traceback around it. Raises SpecError if a local machine lacks what only a bigger one has.
+    Ray's traceback around it. Raises SpecError if a local machine lacks what only a bigger one has, ClusterError if
+    there is no Ray to be had.
     """
     if ray.is_initialized():
         yield
@@ -49,8 +55,7 @@ def cluster(
         "num_cpus": max(os.cpu_count() or 1, math.ceil(needed.get("CPU", 0)) + 2),
         "object_store_memory": object_store_bytes,
     }
-    with _silent_stderr():
-        ray.init(**({} if os.environ.get("RAY_ADDRESS") else local), log_to_driver=False, logging_level=logging.WARNING)
+    _connect({} if os.environ.get("RAY_ADDRESS") else local)
     configure_data()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):  # Ray's own handler dumps core
@@ -67,6 +72,26 @@ def cluster(
         raise cause if isinstance(cause, BcoError) else error from None
     finally:
         ray.shutdown()
+
+
+def _connect(options: dict[str, Any]) -> None:
+    """Raises ClusterError."""
+    try:
+        _reach(os.environ.get("RAY_ADDRESS", ""))
+        with _silent_stderr():
+            ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
+    except Exception as error:
+        address = os.environ.get("RAY_ADDRESS")
+        logger.debug("ray.init", exc_info=True)
+        what = f"The Ray cluster at {address} (RAY_ADDRESS) cannot be reached" if address else "Ray did not start here"
+        raise ClusterError(f"{what}: {str(error).strip() or type(error).__name__}") from error
+
+
+def _reach(address: str) -> None:
+    """Ray itself would try for two minutes and say nothing. Raises OSError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
 
 
 class _Interrupt:

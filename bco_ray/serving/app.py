@@ -25,6 +25,7 @@ from bco_ray.serving.fleet import ServeFleet, engine_of
 from bco_ray.serving.http.api import create_api
 from bco_ray.serving.http.settings import Settings
 from bco_ray.serving.metrics import Metrics
+from bco_ray.serving.pauses import keep_what_is_loaded
 from bco_ray.serving.versions.checking import check_version, probe
 from bco_ray.serving.versions.rollout import Rollout
 from bco_ray.serving.versions.routed import RoutedCatalog
@@ -110,6 +111,7 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook; its proxy sends `x-request-id` itself."""
         api = create_api(self._catalog, self._log, self._settings, metrics=self._metrics, send_request_id=False)
+        keep_what_is_loaded()
         inner = api.router.lifespan_context
 
         @asynccontextmanager

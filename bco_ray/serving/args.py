@@ -28,8 +28,9 @@ class ServeArgs(BaseModel):
     """What is behind one port: registered models to `follow` by name, their aliases as they move; or one version for
     good: `model_id` (exact, `name/3`; `aliases` and the bare name are accepted too) in `model_dir`, a model or adapter
     directory. `threads`: torch threads of a model's process. `max_adapters`: loaded at once beside one base.
-    `min_replicas` 0 lets an idle model go; more than one process per model from `max_replicas`. `drain_seconds`: what
-    a request in progress may take when its model leaves. `stream_seconds`: a stream sends at most so often, what comes
+    `min_replicas` 0 lets a model go that nobody asked for `idle_seconds`; more
+    than one process per model from `max_replicas`. `drain_seconds`: what a request in progress may take when its model
+    leaves. `stream_seconds`: a stream sends at most so often, what comes
     between goes together (hf only; 0: every token alone). `engine`: hf is our own, vllm needs the extra [vllm] and GPUs
     (`engine_options`: more of vLLM's AsyncEngineArgs), upstream forwards to the OpenAI-compatible server at
     `upstream_url`, which calls the base `upstream_model` (its key is in the variable `upstream_key_variable` names);
@@ -54,6 +55,7 @@ class ServeArgs(BaseModel):
     gateways: int = Field(default=1, ge=1)
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=1, ge=1)
+    idle_seconds: float = Field(default=600.0, gt=0)
     poll_seconds: float = Field(default=1.0, gt=0)
     start_seconds: float = Field(default=600.0, gt=0)
     drain_seconds: float = Field(default=120.0, ge=0)

@@ -23,6 +23,10 @@ _POLL_SECONDS = 0.25
 _USABLE = {ApplicationStatus.RUNNING, ApplicationStatus.UNHEALTHY}
 """Unhealthy: some replica cannot be replaced just now; whether the others answer is for the probe to find out."""
 
+_DISTURBED = "not registered for pickle by value"
+"""Serve notes in a table of the process what it pickles by value, for the moment, and its own threads take it away from
+each other; nothing has been started then."""
+
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+$", re.MULTILINE)
 
 
@@ -36,8 +40,7 @@ class ServeFleet:
         """See `Fleet.ensure`. Only what this call started is taken down if it does not get ready."""
         started = home.key not in await self.running()
         if started:
-            target = RunTarget(model_application(self._args, home), name=home.key, route_prefix=None)
-            await asyncio.to_thread(serve.run_many, [target], wait_for_applications_running=False)
+            await asyncio.to_thread(self._start, home)
         try:
             await self._until_running(home)
         except BaseException:
@@ -55,6 +58,16 @@ class ServeFleet:
         status = await asyncio.to_thread(serve.status)
         leaving = {ApplicationStatus.DELETING}
         return {n for n, a in status.applications.items() if n.startswith(PREFIX) and a.status not in leaving}
+
+    def _start(self, home: Home) -> None:
+        for last in (False, False, True):
+            try:
+                target = RunTarget(model_application(self._args, home), name=home.key, route_prefix=None)
+                serve.run_many([target], wait_for_applications_running=False)
+                return
+            except ValueError as error:
+                if last or _DISTURBED not in str(error):
+                    raise
 
     async def _until_running(self, home: Home) -> None:
         deadline = time.monotonic() + self._args.start_seconds

@@ -12,6 +12,7 @@ from ray.serve import Application
 from bco_ray.errors import BcoError, ServingError
 from bco_ray.serving.args import ServeArgs
 from bco_ray.serving.engines.protocol import Adapter, Engine, GenRequest, Health, Load, TokenEvent
+from bco_ray.serving.pauses import keep_what_is_loaded
 from bco_ray.serving.versions.rollout import Home
 
 
@@ -21,6 +22,7 @@ class Model:
     async def __init__(self, args: ServeArgs, home: Home) -> None:  # type: ignore[misc]  # Serve awaits it
         self._engine = _engine(args, home)
         await self._engine.start()
+        keep_what_is_loaded()
 
     async def generate(self, request: GenRequest) -> AsyncGenerator[TokenEvent | BcoError]:
         """See `Engine.generate`; Serve closes it when the caller leaves.
@@ -85,6 +87,7 @@ def _replicas(args: ServeArgs) -> dict[str, Any]:
         "max_replicas": args.max_replicas,
         "initial_replicas": max(1, args.min_replicas),
         "target_ongoing_requests": args.max_batch,
+        "downscale_to_zero_delay_s": args.idle_seconds,
     }
     return {"autoscaling_config": scaling}
 

@@ -280,3 +280,12 @@ def test_what_comes_within_a_moment_comes_as_one(directory: Path, prompts: list[
     together = with_engine(directory, lambda engine: collect(engine, request), stream_seconds=0.03)
     assert len(together) < len(alone)
     assert sum(together[1:], together[0]) == sum(alone[1:], alone[0])
+
+
+def test_the_end_of_an_answer_does_not_wait_for_the_moment_to_pass(directory: Path, prompts: list[list[int]]) -> None:
+    async def ask(engine: HFEngine) -> list[TokenEvent]:
+        async with asyncio.timeout(60):
+            return await collect(engine, GenRequest(prompts[1], 40, temperature=0.0))
+
+    first, rest = with_engine(directory, ask, stream_seconds=3600.0)
+    assert len(first.token_ids) + len(rest.token_ids) == 40

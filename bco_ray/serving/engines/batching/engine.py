@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -117,7 +117,8 @@ class HFEngine:
                     finished = event.finish_reason is not None
                     yield event
                     if self._stream_seconds and not finished:
-                        await asyncio.sleep(self._stream_seconds)
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(row.ended.wait(), self._stream_seconds)
             finally:
                 row.cancelled = True
 

@@ -23,11 +23,11 @@ class Outbox:
     """Events on their way to the callers' event loops; one wake-up per loop and flush instead of one per event."""
 
     def __init__(self) -> None:
-        self._held: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Event], Event]]] = {}
+        self._held: dict[asyncio.AbstractEventLoop, list[tuple[Row, Event]]] = {}
 
     def post(self, row: Row, event: Event) -> None:
         """Have it delivered by the next flush."""
-        self._held.setdefault(row.loop, []).append((row.events, event))
+        self._held.setdefault(row.loop, []).append((row, event))
 
     def flush(self) -> None:
         """Deliver. Engine thread only."""
@@ -39,9 +39,11 @@ class Outbox:
                 continue
 
 
-def _deliver(events: list[tuple[asyncio.Queue[Event], Event]]) -> None:
-    for queue, event in events:
-        queue.put_nowait(event)
+def _deliver(events: list[tuple[Row, Event]]) -> None:
+    for row, event in events:
+        row.events.put_nowait(event)
+        if not isinstance(event, TokenEvent) or event.finish_reason is not None:
+            row.ended.set()
 
 
 class Row:
@@ -49,7 +51,7 @@ class Row:
 
     `ids`: the prompt and what was generated; the last one is what the model has not read yet. `keys`: the digests of
     the prompt's blocks (see prefix_cache). `alone`: it was there when a batch failed, and is read by itself now.
-    `finished`: `done`, and with its last token.
+    `finished`: `done`, and with its last token. `ended` is set once the last event is among the `events`.
     """
 
     def __init__(self, request: GenRequest, text: TextStream, ends: frozenset[int], outbox: Outbox) -> None:
@@ -57,6 +59,7 @@ class Row:
         self.ids = list(request.token_ids)
         self.keys: list[bytes] = []
         self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.ended = asyncio.Event()
         self.loop = asyncio.get_running_loop()
         self.cancelled = False
         self.done = self.finished = False
