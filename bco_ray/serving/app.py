@@ -111,7 +111,6 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook; its proxy sends `x-request-id` itself."""
         api = create_api(self._catalog, self._log, self._settings, metrics=self._metrics, send_request_id=False)
-        keep_what_is_loaded()
         inner = api.router.lifespan_context
 
         @asynccontextmanager
@@ -125,12 +124,13 @@ class Gateway:
         return api
 
     async def _follow(self) -> None:
+        catalog = self._catalog
         while True:
-            catalog = self._catalog
             try:
                 table = await self._director.table.remote(self._name, catalog.table, dict(catalog.in_flight))
                 if table:
                     await catalog.switch(table)
+                    keep_what_is_loaded()
             except (RayActorError, DeploymentUnavailableError, BcoError) as error:
                 logger.warning("no news from the director (%s); what was served is served on", error)
                 await asyncio.sleep(_RETRY_SECONDS)

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 import bco_ray
 from bco_ray.errors import ModelError
+from bco_ray.storage import files
 
 _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -82,6 +83,17 @@ class ServeArgs(BaseModel):
         if self.engine == "upstream" and self.follow and not self.upstream_base:
             raise ValueError("upstream_base: say which model directory upstream_model is; no other is served by it")
         return self
+
+    @property
+    def engine_settings(self) -> str:
+        """A short digest of what an engine is started with, besides its weights: with other settings it is another."""
+        return files.digest(self.model_dump(mode="json", exclude=_NOT_OF_ENGINES))[:6]
+
+
+_NOT_OF_ENGINES = {
+    "storage", "follow", "model_id", "model_dir", "aliases", "default_max_tokens", "gateways", "poll_seconds",
+    "start_seconds", "request_timeout_seconds", "feedback_token_seconds", "retention_days", "cors_origins",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

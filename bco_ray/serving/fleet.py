@@ -38,11 +38,17 @@ class ServeFleet:
 
     async def ensure(self, home: Home) -> Engine:
         """See `Fleet.ensure`. Only what this call started is taken down if it does not get ready."""
-        started = home.key not in await self.running()
-        if started:
-            await asyncio.to_thread(self._start, home)
+        deadline, started = time.monotonic() + self._args.start_seconds, False
         try:
-            await self._until_running(home)
+            while (status := await self._status(home)) not in _USABLE:
+                if time.monotonic() > deadline:
+                    raise ServingError(
+                        f"{home.directory}: the model was not ready within {self._args.start_seconds:.0f} s"
+                    )
+                if status is None:  # never was, or was just being taken down
+                    started = True
+                    await asyncio.to_thread(self._start, home)
+                await asyncio.sleep(_POLL_SECONDS)
         except BaseException:
             if started:
                 await self.remove(home.key)
@@ -69,17 +75,13 @@ class ServeFleet:
                 if last or _DISTURBED not in str(error):
                     raise
 
-    async def _until_running(self, home: Home) -> None:
-        deadline = time.monotonic() + self._args.start_seconds
-        while time.monotonic() < deadline:
-            status = await asyncio.to_thread(serve.status)
-            application = status.applications.get(home.key)
-            if application and application.status in _USABLE:
-                return
-            if application and application.status == ApplicationStatus.DEPLOY_FAILED:
-                raise ServingError(f"{home.directory}: the model did not start: {reason(application)}")
-            await asyncio.sleep(_POLL_SECONDS)
-        raise ServingError(f"{home.directory}: the model was not ready within {self._args.start_seconds:.0f} s")
+    async def _status(self, home: Home) -> ApplicationStatus | None:
+        """None: there is no such application. Raises ServingError for one that does not start."""
+        status = await asyncio.to_thread(serve.status)
+        application = status.applications.get(home.key)
+        if application and application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise ServingError(f"{home.directory}: the model did not start: {reason(application)}")
+        return application.status if application else None
 
 
 def engine_of(key: str, args: ServeArgs) -> Engine:

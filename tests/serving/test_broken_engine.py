@@ -13,12 +13,13 @@ import pytest
 import torch
 import transformers
 
+from bco_ray.serving.engines.batching import batcher
 from bco_ray.serving.engines.batching.adapters import Adapters
 from bco_ray.serving.engines.batching.engine import FAILURES_UNTIL_DEAD, HFEngine
 from bco_ray.serving.engines.batching.kv_cache import KVCache
 from bco_ray.serving.engines.batching.network import Network
 from bco_ray.serving.engines.batching.prefix_cache import PrefixCache
-from bco_ray.serving.engines.protocol import Adapter, GenRequest, RequestRefusedError
+from bco_ray.serving.engines.protocol import Adapter, EngineDeadError, GenRequest, RequestRefusedError
 from bco_ray.testing.tiny import write_tiny_model
 
 IDS = list(range(40, 80))
@@ -108,6 +109,22 @@ def test_a_network_of_nothing_but_nan_is_dead(directory: Path, monkeypatch: pyte
 def test_one_that_reads_prompts_and_then_always_fails_is_dead(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KVCache, "take", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
     assert not run(directory, lambda engine: refused(engine, FAILURES_UNTIL_DEAD))
+
+
+@pytest.mark.parametrize("error", [MemoryError, TypeError])
+def test_nobody_waits_for_an_engine_that_broke_while_it_began_to_read(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("no")
+
+    monkeypatch.setattr(batcher, "Prefill", fail)
+
+    async def use(engine: HFEngine) -> None:
+        with pytest.raises((RequestRefusedError, EngineDeadError)):
+            await answer(engine)
+
+    run(directory, use)
 
 
 def test_prompts_that_could_not_be_remembered_are_not_remembered(

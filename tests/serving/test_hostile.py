@@ -13,6 +13,9 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bco_ray.serving.http.bodies import ChatRequest, TextRequest
 
 HI: Any = [{"role": "user", "content": "Hello"}]
 
@@ -98,6 +101,26 @@ def test_nothing_else_breaks_it_either(client: httpx.Client, value: Any) -> None
 def test_json_at_its_limits(client: httpx.Client, content: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/feedback", "/v1/feedback/batch"):
         check(client.post(path, content=content, headers={"content-type": "application/json"}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{}] * 200_000},
+        {"messages": HI * 20_000},
+        {"tools": [1] * 200_000},
+        {"tools": [{}] * 2_000},
+        {"messages": [{"role": "user", "content": [1] * 200_000}]},
+    ],
+)
+def test_one_mistake_of_many_is_enough(fields: dict[str, Any]) -> None:
+    """Each costs time and memory in front of everybody else's streams."""
+    with pytest.raises(ValidationError) as raised:
+        ChatRequest.model_validate({"model": "helper", "messages": HI, **fields})
+    assert raised.value.error_count() <= 2
+    with pytest.raises(ValidationError) as raised:
+        TextRequest.model_validate({"model": "helper", "prompt": [*[1] * 200_000, "x"]})
+    assert raised.value.error_count() <= 2
 
 
 def test_a_long_prompt_is_refused_quickly(client: httpx.Client, http_site: Any) -> None:

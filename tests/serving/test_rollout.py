@@ -79,6 +79,9 @@ class Site:
         args = ServeArgs(follow=["helper"], storage=self.root, drain_seconds=60)
         self.rollout = Rollout(args, self.fleet, self.check, probe)
 
+    def home(self, number: int) -> str:
+        return home_key(self.root / str(number), self.rollout._settings)
+
     async def check(self, reference: str, directory: Path) -> None:
         if reference in self.corrupt:
             raise ModelError(f"{reference}: model.safetensors was changed")
@@ -118,17 +121,17 @@ def wants(site: Site, prod: int, *, adapters: bool = False, canary: Canary | Non
 def test_full_weights_go_beside_and_the_old_ones_leave_when_nobody_is_there(site: Site) -> None:
     first = site.follow(wants(site, 1))
     assert first.pick("helper@prod", None).served.model_id == "helper/1"
-    site.rollout.heard("gateway", first, {home_key(site.root / "1"): 1})
+    site.rollout.heard("gateway", first, {site.home(1): 1})
     second = site.follow(wants(site, 2))
     assert second.pick("helper", None).served.model_id == "helper/2"
     assert second.generation > first.generation
-    assert set(site.fleet.engines) == {home_key(site.root / "1"), home_key(site.root / "2")}, "a request is still there"
+    assert set(site.fleet.engines) == {site.home(1), site.home(2)}, "a request is still there"
     site.rollout.heard("gateway", first, {})
     site.follow(wants(site, 2))
     assert len(site.fleet.engines) == 2, "the gateway still uses the old table"
     site.rollout.heard("gateway", second, {})
     site.follow(wants(site, 2))
-    assert set(site.fleet.engines) == {home_key(site.root / "2")}
+    assert set(site.fleet.engines) == {site.home(2)}
 
 
 def test_adapters_share_their_base_and_others_come_on_demand(site: Site) -> None:
@@ -149,7 +152,7 @@ def test_what_cannot_be_served_never_gets_traffic(site: Site, how: str) -> None:
     if how == "files":
         site.corrupt.add("helper/4")
     elif how == "start":
-        site.fleet.failing.add(home_key(site.root / "1"))
+        site.fleet.failing.add(site.home(1))
     else:
         site.fleet.broken.add("helper/4")
     table = site.follow(wants(site, 4, adapters=True))
@@ -191,6 +194,62 @@ def test_a_restarted_director_goes_on_from_what_a_gateway_knows(site: Site) -> N
     assert table.generation > known.generation
 
 
+def test_other_engine_settings_take_another_engine_and_leave_no_gap(site: Site) -> None:
+    known = site.follow(wants(site, 1))
+    again = Site(site.root, site.fleet)
+    again.rollout = Rollout(again.rollout._args.model_copy(update={"max_batch": 3}), site.fleet, again.check, probe)
+
+    async def restart() -> Table:
+        again.rollout.heard("gateway", known, {})
+        await again.rollout.adopt()
+        await again.rollout.follow(wants(again, 1))
+        return again.rollout.table
+
+    assert asyncio.run(restart()).pick("helper", None).home == site.home(1)
+    assert again.follow(wants(again, 1)).pick("helper", None).home == again.home(1) != site.home(1)
+
+
+def test_an_engine_stays_while_its_version_is_looked_at_again(site: Site) -> None:
+    site.follow(wants(site, 1))
+    site.rollout.heard("gateway", site.follow(wants(site, 2)), {})
+    checking, looked = asyncio.Event(), asyncio.Event()
+
+    async def check(reference: str, directory: Path) -> None:
+        checking.set()
+        await looked.wait()
+
+    async def use() -> None:
+        site.rollout._check = check
+        await site.rollout.follow(wants(site, 1))
+        await checking.wait()
+        await site.rollout.follow(wants(site, 1))
+        assert site.home(1) in site.fleet.engines
+        looked.set()
+        assert site.rollout._preparing is not None
+        await site.rollout._preparing
+
+    site.fleet.engines[site.home(1)] = Fake(set())
+    asyncio.run(use())
+
+
+def test_a_version_that_may_come_is_no_reason_to_give_up(site: Site) -> None:
+    site.corrupt.add("helper/1")
+    both = wants(site, 1)
+    both.names["helper@old"] = "helper/2"
+    seen: list[Table] = []
+
+    async def use() -> None:
+        await site.rollout.follow(both)
+        while await site.rollout.rest(0.0 if site.rollout._preparing is None else 10.0):
+            await site.rollout.follow(both)
+            seen.append(site.rollout.table)
+
+    asyncio.run(use())
+    assert [(bool(table.refused), table.pending, sorted(table.names)) for table in seen[:1] + seen[-1:]] == [
+        (True, True, []), (True, False, ["helper@old"]),
+    ]  # fmt: skip
+
+
 def test_going_back_does_not_wait_for_what_does_not_start(site: Site) -> None:
     site.follow(wants(site, 3, adapters=True))
     never = asyncio.Event()
@@ -230,9 +289,9 @@ def test_an_adapter_whose_files_were_changed_cannot_be_asked_for(site: Site) -> 
 
 def test_an_engine_that_went_away_is_started_again(site: Site) -> None:
     site.follow(wants(site, 1))
-    lost = site.fleet.engines.pop(home_key(site.root / "1"))
+    lost = site.fleet.engines.pop(site.home(1))
     assert site.follow(wants(site, 1)).pick("helper", None).served.model_id == "helper/1"
-    assert site.fleet.engines[home_key(site.root / "1")] is not lost
+    assert site.fleet.engines[site.home(1)] is not lost
 
 
 def test_nothing_leaves_while_no_gateway_was_heard_of(site: Site) -> None:

@@ -59,6 +59,11 @@ def test_why_nothing_is_served_is_said(table: Table) -> None:
     assert asyncio.run(catalog.health()) == Health(False, f"{NOTHING}: helper/1: NaN in layer 3")
 
 
+def test_nothing_is_final_while_another_version_may_become_ready() -> None:
+    catalog = switched(Table(1, refused={"helper/1": "NaN in layer 3"}, pending=True))
+    assert asyncio.run(catalog.health()) == Health(False, "no model is ready yet; helper/1: NaN in layer 3")
+
+
 def test_a_lease_counts_until_it_ends(table: Table) -> None:
     catalog = switched(table)
     with catalog.lease("helper@prod", None) as target:

@@ -272,8 +272,16 @@ def test_an_end_token_is_told_from_a_stop_string(
 def test_token_ids_are_the_servers_where_it_says_them(scripted: Upstream, tokenizer: Any) -> None:
     scripted.events = [says("Fi", token_ids=[41, 42]), says("ne", "stop", token_ids=[43, 2], stop_reason=None), DONE]
     events = answer(scripted, tokenizer)
-    assert [(event.token_ids, event.text) for event in events] == [([41, 42], "Fi"), ([43, 2], "ne"), ([], "")]
+    assert [(event.token_ids, event.text) for event in events] == [([41, 42], "Fi"), ([43, 2], "ne")]
     assert events[-1].ended
+
+
+def test_what_comes_with_the_end_is_one_event_with_it(scripted: Upstream, tokenizer: Any) -> None:
+    """So that whoever shows log-probabilities can leave out the end token's."""
+    said = {"tokens": ["token_id:41", "token_id:2"], "token_logprobs": [-0.5, -0.1], "top_logprobs": [{}, {}]}
+    scripted.events = [says("F"), says("ine", "stop", token_ids=[41, 2], logprobs=said, stop_reason=None), DONE]
+    *_, last = answer(scripted, tokenizer, GenRequest([5], 9, logprobs=0))
+    assert (last.text, last.token_ids, last.ended, len(last.logprobs)) == ("ine", [41, 2], True, 2)
 
 
 def test_logprobs(scripted: Upstream, tokenizer: Any) -> None:

@@ -250,6 +250,19 @@ def test_votes_that_come_together_share_transactions(tmp_path: Path) -> None:
     assert len(transactions) <= 5
 
 
+def test_a_batch_waits_its_turn_behind_the_answer_it_is_about(tmp_path: Path) -> None:
+    log = FeedbackLog.open(tmp_path)
+
+    async def voting() -> list[Any]:
+        ledger = Ledger(log)
+        written = ledger.answered(an_answer("a"))
+        outcomes = await ledger.vote_all([(Vote(response_id="a", label=True), None)])
+        await written
+        return outcomes
+
+    assert isinstance(asyncio.run(voting())[0], tuple)
+
+
 def test_a_caller_who_leaves_takes_nobody_along(tmp_path: Path) -> None:
     log = FeedbackLog.open(tmp_path)
 

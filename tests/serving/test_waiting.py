@@ -65,6 +65,16 @@ def test_one_who_sends_much_does_not_shut_out_the_others() -> None:
         waiting.put(row("b3"))
 
 
+def test_choices_of_one_request_come_in_together_while_places_are_free() -> None:
+    waiting = FairQueue(64)
+    for share in "abcd":
+        waiting.put(row(share))
+    for n in range(16):
+        waiting.put(row(f"n{n}"))
+    with pytest.raises(EngineOverloadedError, match="16 requests wait"):
+        waiting.put(row("n16"))
+
+
 def test_swept_rows_leave_room() -> None:
     waiting = queue_of("a1", "a2", "b1")
     assert [gone.name for gone in waiting.sweep(lambda row: row.name != "a2")] == ["a1", "b1"]

@@ -15,6 +15,9 @@ from bco_ray.schema import Message
 from bco_ray.storage.feedback_rows import Vote, require_storable
 
 MAX_CHOICES = 16
+MAX_MESSAGES = 10_000
+MAX_TOOLS = 1024
+MAX_PROMPT_IDS = 1 << 20
 MAX_LOGPROBS = 20
 UNSUPPORTED = "unsupported_parameter"
 
@@ -107,8 +110,8 @@ class SamplingRequest(BaseModel):
 class ChatRequest(SamplingRequest):
     """`tools` are handed to the chat template; what the model answers stays text."""
 
-    messages: list[Message] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=MAX_MESSAGES)
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_choice: str | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
@@ -134,10 +137,13 @@ def _one_prompt(value: Any) -> Any:
     return value[0]
 
 
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(fail_fast=True, max_length=MAX_PROMPT_IDS)]
+
+
 class TextRequest(SamplingRequest):
     """A raw prompt: text, or token ids; or a list of one of these, which some clients send."""
 
-    prompt: Annotated[str | list[Annotated[int, Field(ge=0, lt=1 << 31)]], BeforeValidator(_one_prompt)]
+    prompt: Annotated[str | TokenIds, BeforeValidator(_one_prompt)]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     @property

@@ -94,7 +94,10 @@ class Ledger:
         await self._answered_soon([vote for vote, _ in ballots])
         outcomes = Outcomes()
         for at in range(0, len(ballots), BATCH_VOTES):
-            outcomes += await self._write(_Batch(ballots=list(ballots[at : at + BATCH_VOTES])))
+            batch = _Batch(ballots=list(ballots[at : at + BATCH_VOTES]))
+            outcomes += await asyncio.shield(
+                asyncio.create_task(self._write(batch))
+            )  # behind what was handed in before
         return outcomes
 
     async def withdraw(self, vote_id: str) -> VoteEvent | None:

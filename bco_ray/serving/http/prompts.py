@@ -17,6 +17,8 @@ from bco_ray.serving.http.generation import Prompt
 from bco_ray.serving.versions.catalog import Target
 from bco_ray.text import Tokenizer, content_text, template_inputs
 
+_TEMPLATE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, jinja2.TemplateError)
+
 LONG_CHARACTERS = 20_000
 """More, of text, keys and values that are rendered, would keep the event loop busy for too long."""
 
@@ -79,7 +81,7 @@ def _chat_prompt(tokenizer: Tokenizer, plain: list[Message], tools: list[dict[st
         encoded = tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=True, add_generation_prompt=True, return_dict=True
         )
-    except (ValueError, TypeError, KeyError, RecursionError, jinja2.TemplateError) as error:
+    except _TEMPLATE_ERRORS as error:
         message = f"The model's chat template refuses these messages: {error}"
         raise ApiError(400, message, code="template_error", param="messages") from None
     return Prompt(list(encoded["input_ids"]), messages, tools)
@@ -99,7 +101,11 @@ def _tools(tokenizer: Tokenizer, body: ChatRequest) -> list[dict[str, Any]] | No
     """The tools that the model is shown. Raises ApiError if its template would leave them out without a word."""
     if not body.tools or body.tool_choice == "none":
         return None
-    if not re.search(r"\btools\b", tokenizer.get_chat_template(tools=body.tools)):
+    try:
+        template = tokenizer.get_chat_template(tools=body.tools)
+    except _TEMPLATE_ERRORS as error:
+        raise ApiError(400, f"tools: {error}", code="template_error", param="tools") from None
+    if not re.search(r"\btools\b", template):
         message = "tools: this model's chat template has no place for tools; leave them out."
         raise ApiError(400, message, code=UNSUPPORTED, param="tools")
     return body.tools

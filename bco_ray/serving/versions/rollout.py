@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,6 +86,7 @@ class Rollout:
         self.table = Table()
         self.gateways = Gateways()
         self._args = args
+        self._settings = args.engine_settings
         self._fleet = fleet
         self._check = check
         self._probe = probe
@@ -126,7 +128,7 @@ class Rollout:
         running, named = await self._fleet.running(), set(self.table.names.values())
         known = {reference: route for reference, route in self.table.routes.items() if route.home in running}
         self._ready = {reference: route for reference, route in known.items() if reference in named}
-        self._spare = {reference: route for reference, route in known.items() if route.adapter}
+        self._spare = {reference: route for reference, route in known.items() if route.adapter and self._as_set(route)}
 
     async def newer(self, generation: int, timeout_seconds: float) -> Table | None:
         """The table, as soon as it is newer than `generation`; None if that takes too long."""
@@ -143,11 +145,21 @@ class Rollout:
         at, _ = self._refused.get(reference, (float("-inf"), ""))
         return time.monotonic() - at < RETRY_SECONDS
 
+    def _is_ready(self, reference: str) -> bool:
+        """On an engine with the settings of now; one with those of an earlier deployment serves until then."""
+        return reference in self._ready and self._as_set(self._ready[reference])
+
+    def _as_set(self, route: Route) -> bool:
+        return route.home.endswith(f"-{self._settings}")
+
     def _next(self, wanted: Wanted) -> Coroutine[Any, Any, None] | None:
         """The most urgent thing to do: what a name means, else an adapter that could be asked for."""
         for reference in wanted.required:
-            if reference not in self._ready and not self._recently_refused(reference):
-                return self._attempt(reference, self._made_ready(reference, wanted.directories[reference]))
+            if not self._is_ready(reference) and not self._recently_refused(reference):
+                directory = wanted.directories[reference]
+                with suppress(BcoError):  # the check will say what is wrong with it
+                    self._starting = self._home_key(base_directory(directory))
+                return self._attempt(reference, self._made_ready(reference, directory))
         homes = {route.home for route in self._ready.values()}
         for reference, directory in wanted.directories.items():
             known = reference in self._ready or reference in self._spare or self._recently_refused(reference)
@@ -174,7 +186,6 @@ class Rollout:
     async def _made_ready(self, reference: str, directory: Path) -> None:
         await self._check(reference, directory)
         route, home = self._route(reference, directory)
-        self._starting = home.key
         engine = await self._fleet.ensure(home)
         self._leaving.pop(home.key, None)
         if route.adapter:
@@ -196,8 +207,11 @@ class Rollout:
             except BcoError as error:
                 self._refuse(reference, error)
                 return None
-            self._bases[reference] = home_key(base) if base != directory else None
+            self._bases[reference] = self._home_key(base) if base != directory else None
         return self._bases[reference]
+
+    def _home_key(self, base: Path) -> str:
+        return home_key(base, self._settings)
 
     def _route(self, reference: str, directory: Path) -> tuple[Route, Home]:
         served = describe_version(reference, directory, self._args)
@@ -206,7 +220,7 @@ class Rollout:
             raise ModelError(
                 f"{reference}: stands on {base}, the upstream server runs {self._args.upstream_base} (upstream_base)."
             )
-        home = Home(home_key(base), base, served.context_window)
+        home = Home(self._home_key(base), base, served.context_window)
         adapter = Adapter(reference, directory) if base != directory else None
         return Route(served, home.key, adapter), home
 
@@ -217,7 +231,8 @@ class Rollout:
         routes = {reference: self._ready[reference] for reference in used}
         routes |= self._on_demand(wanted, {route.home for route in routes.values()}, set(routes))  # asked for by name
         refused = {r: self._refused[r][1] for r in wanted.required if r in self._refused}
-        table = Table(self.table.generation, _with_aliases(routes, names), names, canaries, refused)
+        pending = any(r not in self._ready and r not in refused for r in wanted.required)
+        table = Table(self.table.generation, _with_aliases(routes, names), names, canaries, refused, pending)
         if table != self.table:
             async with self._changed:
                 self.table = replace(table, generation=self._next_generation())
@@ -248,15 +263,16 @@ class Rollout:
         homes = {*self.table.homes, *(route.home for route in self._ready.values()), self._starting}
         for home in running - homes:
             generation, since = self._leaving.setdefault(home, (self.table.generation, now))
-            if self.gateways.left(home, generation) or now - since > self._args.drain_seconds:
+            over = self.gateways.left(home, generation) or now - since > self._args.drain_seconds
+            if over and home != self._starting:  # which may have changed while another one was taken down
                 await self._fleet.remove(home)
-                del self._leaving[home]
+                self._leaving.pop(home, None)
         self._leaving = {home: left for home, left in self._leaving.items() if home not in homes}
 
 
-def home_key(directory: Path) -> str:
-    """The application of a base: versions are never changed in place, so the path names the weights."""
-    return f"bco-model-{files.digest(str(directory))[:12]}"
+def home_key(directory: Path, settings: str) -> str:
+    """The application of a base with such engine settings: versions never change, so the path names the weights."""
+    return f"bco-model-{files.digest(str(directory))[:12]}-{settings}"
 
 
 def _with_aliases(routes: dict[str, Route], names: dict[str, str]) -> dict[str, Route]:

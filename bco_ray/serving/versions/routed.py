@@ -88,4 +88,6 @@ class RoutedCatalog:
 
     def _nothing(self) -> str:
         reasons = "; ".join(f"{reference}: {reason}" for reference, reason in self.table.refused.items())
-        return f"{NOTHING}: {reasons}" if reasons else "no model is ready yet"
+        if self.table.pending or not reasons:
+            return f"no model is ready yet{reasons and f'; {reasons}'}"
+        return f"{NOTHING}: {reasons}"

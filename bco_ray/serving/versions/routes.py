@@ -40,7 +40,8 @@ class Table:
     """`routes` by exact reference (`helper/3`), `names` (`helper`, `helper@prod`) to references, `canaries` by bare
     name.
 
-    `refused`: versions that should be served but cannot, with the reason. `generation` grows with every table.
+    `refused`: versions that should be served but cannot, with the reason. `pending`: there are others that may become
+    ready yet. `generation` grows with every table.
     """
 
     generation: int = 0
@@ -48,6 +49,7 @@ class Table:
     names: dict[str, str] = field(default_factory=dict)
     canaries: dict[str, Canary] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    pending: bool = False
 
     def pick(self, name: str, user: str | None) -> Route:
         """The version that answers this request. Raises ModelNotFoundError naming what there is."""

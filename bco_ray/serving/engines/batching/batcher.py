@@ -19,7 +19,7 @@ from bco_ray.serving.engines.batching.waiting import FairQueue
 from bco_ray.serving.engines.protocol import RequestRefusedError
 from bco_ray.telemetry import logger
 
-_MODEL_ERRORS = (RuntimeError, ValueError, IndexError)
+_MODEL_ERRORS = (RuntimeError, ValueError, IndexError, MemoryError)
 
 
 class Batcher:
@@ -57,7 +57,8 @@ class Batcher:
     @property
     def rows(self) -> list[Row]:
         """All that have a slot."""
-        return [*self.running, *(self.reading.rows if self.reading else []), *self.admitted]
+        rows = [*self.running, *(self.reading.rows if self.reading else []), *self.admitted]
+        return list(dict.fromkeys(rows))  # those that join are in two places for a moment
 
     @property
     def held_tokens(self) -> int:
@@ -103,18 +104,19 @@ class Batcher:
             self._read_piece(rows)
         except _MODEL_ERRORS as error:
             self.reading = None
+            self.admitted = [row for row in self.admitted if row not in rows]
             self._sort_out([row for row in rows if not row.done], error)
 
     def _read_piece(self, rows: list[Row]) -> None:
         if not self.reading:
-            self.admitted = [row for row in self.admitted if row not in rows]
             self.reading = Prefill(self._network, self._prefixes, rows)
+            self.admitted = [row for row in self.admitted if row not in rows]
             self._count(self.reading)
         with self._adapters.of(rows):
             logits_BV = self.reading.read(self._prefill_chunk)
         if logits_BV is not None:
-            read, self.reading = self.reading, None
-            self._join(read, advance(rows, logits_BV))
+            self._join(self.reading, advance(rows, logits_BV))
+            self.reading = None
 
     def _count(self, reading: Prefill) -> None:
         for row, known in zip(reading.rows, reading.known, strict=True):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from bco_ray.serving.engines.batching.row import Row
 from bco_ray.serving.engines.protocol import EngineOverloadedError
 
+BURST = 16
+
 
 class FairQueue:
     """Rows wait in one line per `request.share`. Any thread may call anything."""
@@ -25,13 +27,15 @@ class FairQueue:
     def put(self, row: Row) -> None:
         """Join the end of its line. Raises EngineOverloadedError if that is as long as its equal part of the places.
 
-        One that came when it was alone may hold more for a while; then up to twice as many wait as there are places.
+        While places are free a line may have a burst of them: the `n` choices of one request come together. One that
+        came when it was alone may hold more for a while; then up to twice as many wait as there are places.
         """
         share = row.request.share
         with self._lock:
-            mine, lines = len(self._lines.get(share, ())), len({*self._lines, share})
-            if mine >= max(1, self._limit // lines) or self._count() >= 2 * self._limit:
-                raise EngineOverloadedError(f"{mine or self._count()} requests wait already")
+            mine, lines, all_lines = len(self._lines.get(share, ())), len({*self._lines, share}), self._count()
+            part = max(1, self._limit // lines, min(BURST, self._limit - all_lines))
+            if mine >= part or all_lines >= 2 * self._limit:
+                raise EngineOverloadedError(f"{mine or all_lines} requests wait already")
             self._lines.setdefault(share, deque()).append(row)
 
     def take(self, running: Mapping[str, int], fits: Callable[[Row], bool]) -> Row | None:

@@ -60,6 +60,7 @@ class Reply:
         self._text = ""
         self._says_ids = False
         self._last: Json | None = None
+        self._last_said = TokenEvent([], "")
 
     def read(self, chunk: Json) -> TokenEvent | None:
         """What a chunk adds. Raises the error it tells."""
@@ -73,9 +74,11 @@ class Reply:
         text = choice.get("text") or ""
         self._text += text
         self._says_ids = self._says_ids or bool(ids)
-        if choice.get("finish_reason"):
-            self._last = choice
-        return TokenEvent(ids, text, logprobs=logprobs) if ids or text else None
+        event = TokenEvent(ids, text, logprobs=logprobs)
+        if choice.get("finish_reason"):  # it leaves with `end`, which knows whether its last token is the end token
+            self._last, self._last_said = choice, event
+            return None
+        return event if ids or text else None
 
     def end(self) -> TokenEvent:
         """The last event, once the stream is over. Raises EngineDeadError if the answer was not."""
@@ -86,7 +89,7 @@ class Reply:
             raise EngineDeadError(f"the upstream ended the answer with {reason!r}")
         ended = reason == "stop" and self._ended_itself(self._last)
         ids = [] if self._says_ids else self._tokenized(ended)
-        return TokenEvent(ids, finish_reason=reason, ended=ended)
+        return self._last_said + TokenEvent(ids, finish_reason=reason, ended=ended)
 
     def _ended_itself(self, choice: Json) -> bool:
         """An end token, not a stop string: vLLM and SGLang say which; else it was the former if none were given."""
