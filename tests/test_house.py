@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from bco_ray.config import load_spec
-from bco_ray.serving.args import ServeArgs
+from bco_ray.service.args import ServiceArgs
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bco_ray"
@@ -22,17 +22,24 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 RUNG = {
     "schema": 0, "config": 0, "errors": 0, "telemetry": 0,
     "objective": 1, "text": 1, "storage": 1,
-    "models": 2, "testing": 3,
+    "models": 2, "web": 2, "testing": 3,
     "feedback": 3, "scoring": 3, "training": 3, "evaluation": 3, "serving": 3, "control": 3,
-    "pipeline": 4, "demo": 5, "cli": 6,
+    "pipeline": 4, "service": 4, "demo": 5, "cli": 6,
 }  # fmt: skip
 
 DOORS = {
     "ray.data": {"feedback/lines", "feedback/records", "scoring/score", "evaluation/heldout", "pipeline/cluster"},
     "ray.train": {"training/launch"},
-    "ray.serve": {"serving/app", "serving/server", "serving/model", "serving/fleet", "serving/remote"},
+    "ray.serve": {"serving/app", "serving/server", "serving/model", "serving/fleet", "serving/remote", "service/app"},
+    "ray.job_submission": {"control/ray_jobs"},
+    "alembic": {
+        "storage/database",
+        "storage/migrations/env",
+        "storage/migrations/versions/0001_feedback_log",
+        "storage/migrations/versions/0002_job_service",
+    },
     "vllm": {"serving/engines/vllm/door"},
-    "httpx": {"serving/engines/upstream/engine"},
+    "httpx": {"serving/engines/upstream/engine", "control/outgoing"},
     "deepspeed": {"training/deepspeed_engine"},
     "torch.distributed": {"training/gang", "training/alone"},
     "peft": {"models/loading"},
@@ -51,15 +58,28 @@ DOORS = {
         "serving/engines/batching/network",
     },
     "fastapi": {
+        "control/http/files_routes",
+        "control/http/job_routes",
+        "control/http/webhook_routes",
         "serving/app",
         "serving/http/api",
         "serving/http/registry_routes",
         "serving/http/chat",
         "serving/http/feedback",
-        "serving/http/errors",
+        "web/errors",
     },
     "sqlalchemy": {
+        "storage/database",
         "storage/tables",
+        "storage/job_tables",
+        "control/jobs",
+        "control/keys",
+        "control/audit",
+        "control/files",
+        "control/webhooks",
+        "service/app",
+        "storage/migrations/versions/0001_feedback_log",
+        "storage/migrations/versions/0002_job_service",
         "storage/feedback_log",
         "storage/casting",
         "storage/retention",
@@ -159,8 +179,8 @@ def test_shipped_specs_parse(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "serve").glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_serve_configs_fit_their_builder(path: Path) -> None:
     for application in yaml.safe_load(path.read_text())["applications"]:
-        assert application["import_path"] == "bco_ray.serving.app:build"
-        ServeArgs.model_validate(application["args"])
+        assert application["import_path"] == "bco_ray.service.app:build"
+        ServiceArgs.model_validate(application["args"])
 
 
 def test_no_module_is_called_utils() -> None:

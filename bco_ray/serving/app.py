@@ -43,6 +43,11 @@ _RETRY_SECONDS = 0.5
 
 def build(args: ServeArgs) -> Application:
     """The application. Raises ModelError before anything is started if there is nothing to serve."""
+    return application(args, Gateway)
+
+
+def application(args: ServeArgs, gateway: type[Any], *parts: Application) -> Application:
+    """Around gateways of this class, which get `parts` too. Raises ModelError."""
     wanted(args)
     director = serve.deployment(
         Director,
@@ -51,8 +56,8 @@ def build(args: ServeArgs) -> Application:
         ray_actor_options={"num_cpus": 0},
         logging_config={"enable_access_log": False},
     )
-    gateway = serve.deployment(
-        serve.ingress()(Gateway),
+    gateways = serve.deployment(
+        serve.ingress()(gateway),
         name="Gateway",
         num_replicas=args.gateways,
         max_ongoing_requests=GATEWAY_REQUESTS,
@@ -60,7 +65,7 @@ def build(args: ServeArgs) -> Application:
         graceful_shutdown_timeout_s=args.drain_seconds,
         graceful_shutdown_wait_loop_s=0.2,
     )
-    return gateway.bind(args, director.bind(args))
+    return gateways.bind(args, director.bind(args), *parts)
 
 
 class Director:
@@ -110,7 +115,9 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook; its proxy sends `x-request-id` itself."""
-        api = create_api(self._catalog, self._log, self._settings, metrics=self._metrics, send_request_id=False)
+        api = create_api(
+            self._catalog, self._log, self._settings, metrics=self._metrics, send_request_id=False, **self._extras()
+        )
         inner = api.router.lifespan_context
 
         @asynccontextmanager
@@ -122,6 +129,10 @@ class Gateway:
 
         api.router.lifespan_context = lifespan
         return api
+
+    def _extras(self) -> dict[str, Any]:
+        """More arguments of `create_api`, for whoever puts more on this port."""
+        return {}
 
     async def _follow(self) -> None:
         catalog = self._catalog

@@ -12,6 +12,7 @@ from bco_ray.serving.engines.protocol import Load
 from bco_ray.serving.http.generation import Timing
 from bco_ray.storage.feedback_rows import Choice, VoteEvent
 
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 _REQUEST_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
 
@@ -57,7 +58,9 @@ class Metrics:
         }
 
     def served(self, route: str, status: int, seconds: float) -> None:
-        """Count one HTTP request, by its route's pattern and its class of status."""
+        """Count one HTTP request, by its route's pattern and its class of status; probes are nobody's requests."""
+        if route in _PROBES:
+            return
         self._requests.labels(route, f"{status // 100}xx").observe(seconds)
 
     def answered(self, model: str, prompt_tokens: int, cached: int, choices: list[Choice], timing: Timing) -> None:

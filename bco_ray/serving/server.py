@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve import RunTarget
+from ray.serve import Application, RunTarget
 from ray.serve.schema import ApplicationStatus
 
 from bco_ray.errors import ServingError
@@ -36,6 +36,11 @@ class ServerHandle:
     url: str
     application: str = APPLICATION
 
+    def refused(self) -> dict[str, str]:
+        """Versions that should be served and cannot, with the reason; nothing while it cannot be asked."""
+        answer = _get(f"{self.url}/readyz")
+        return dict(answer.get("refused", {})) if isinstance(answer, dict) else {}
+
     def stop(self) -> None:
         """Take the server down. Ray Serve and its proxy stay, idle, until the cluster goes. Twice is fine."""
         if not ray.is_initialized():
@@ -45,14 +50,21 @@ class ServerHandle:
 
 
 def start_server(
-    args: ServeArgs, *, host: str = "127.0.0.1", port: int = 8000, timeout_seconds: float = 180
+    args: ServeArgs,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    timeout_seconds: float = 180,
+    build: Callable[[Any], Application] = build,
+    guarded: bool = False,
 ) -> ServerHandle:
-    """Serve `args` at host:port and return once it answers.
+    """Serve `args` at host:port and return once it answers. `guarded`: there are API keys, so any host will do.
 
     Raises ServingError if the host is not loopback, the port is taken, a server runs already, or it is not ready in
     time (what was started is taken down again); ModelError if the model cannot be served.
     """
-    check_loopback(host)
+    if not guarded:
+        check_loopback(host)
     if not ray.is_initialized():
         raise ServingError("Ray is not initialised; call ray.init() first.")
     if APPLICATION in serve.status().applications:
@@ -86,8 +98,8 @@ def check_loopback(host: str) -> None:
         loopback = False
     if not loopback:
         raise ServingError(
-            f"{host}: not a loopback address. There are no API keys yet, so anybody who reaches the port could use the "
-            "model and vote; serve on 127.0.0.1 and put an authenticating proxy in front."
+            f"{host}: not a loopback address, and there are no API keys: anybody who reaches the port could use the "
+            "model and vote. Make one first (bco keys create), or serve on 127.0.0.1."
         )
 
 

@@ -10,11 +10,12 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from bco_ray.serving.http import errors
 from bco_ray.serving.http.registry_routes import router
 from bco_ray.storage import files
 from bco_ray.storage import registry as registries
 from bco_ray.storage.registry import Registry
+from bco_ray.web import errors
+from bco_ray.web.access import NO_KEYS, Access, RequestRate
 
 
 @pytest.fixture
@@ -30,6 +31,7 @@ def registry(tmp_path: Path) -> Registry:
 def client(registry: Registry) -> Iterator[TestClient]:
     api = FastAPI()
     errors.install(api)
+    api.add_middleware(Access, find=NO_KEYS.find, configured=NO_KEYS.any, rate=RequestRate())
     api.include_router(router(registry))
     with TestClient(api) as found:
         yield found

@@ -20,13 +20,13 @@ from starlette.requests import ClientDisconnect
 from bco_ray.errors import StorageError
 from bco_ray.serving.engines.protocol import EngineDeadError, TokenEvent
 from bco_ray.serving.http import ledger as ledgers
-from bco_ray.serving.http.edge import Edge
-from bco_ray.serving.http.errors import ApiError
 from bco_ray.serving.http.feedback_tokens import SECRET_VARIABLE, FeedbackTokens, feedback_secret
 from bco_ray.serving.http.ledger import Ledger
 from bco_ray.serving.metrics import Metrics
 from bco_ray.storage.export import export
 from bco_ray.storage.feedback_log import Choice, Completion, ExpiredError, FeedbackLog, NotFoundError, Vote
+from bco_ray.web.edge import Edge
+from bco_ray.web.errors import ApiError
 
 HI: Any = [{"role": "user", "content": "Hello"}]
 ASK: Any = {"model": "helper", "messages": HI}
@@ -312,10 +312,10 @@ def test_deadlines_and_shares(http_site: Any) -> None:
 
     began = time.time()
     assert began + 590 < asked({}).deadline < time.time() + 601
-    assert asked({"x-request-timeout-seconds": "5"}).deadline < time.time() + 6
-    assert asked({"x-request-timeout-seconds": "5000"}).deadline < time.time() + 601
+    assert asked({"x-deadline-seconds": "5"}).deadline < time.time() + 6
+    assert asked({"x-deadline-seconds": "5000"}).deadline < time.time() + 601
     for bad in ("0", "-1", "nan", "inf", "soon"):
-        response = http_site.http("POST", "/v1/chat/completions", json=ASK, headers={"x-request-timeout-seconds": bad})
+        response = http_site.http("POST", "/v1/chat/completions", json=ASK, headers={"x-deadline-seconds": bad})
         assert response.status_code == 422
     assert asked({}).share == "ann"
     keyed = asked({"authorization": "Bearer sk-1"}).share
@@ -355,5 +355,5 @@ def test_a_client_that_left_is_no_fault_of_ours(left: BaseException) -> None:
     metrics = Metrics()
     scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
     with pytest.raises(type(left)):
-        asyncio.run(Edge(leaving, metrics=metrics, send_request_id=True)(scope, None, None))  # type: ignore[arg-type]
+        asyncio.run(Edge(leaving, served=metrics.served, send_request_id=True)(scope, None, None))  # type: ignore[arg-type]
     assert 'bco_request_seconds_count{route="other",status="4xx"} 1.0' in metrics.render(None).decode()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import JSONResponse, Response
 
 import bco_ray
 from bco_ray.errors import BcoError
 from bco_ray.serving.http import chat, errors, feedback, registry_routes, wire
-from bco_ray.serving.http.edge import Edge, VoteCors
-from bco_ray.serving.http.errors import ApiError
 from bco_ray.serving.http.feedback_tokens import FeedbackTokens, feedback_secret
 from bco_ray.serving.http.ledger import Ledger
 from bco_ray.serving.http.replying import Backend
@@ -22,8 +21,27 @@ from bco_ray.serving.metrics import Metrics
 from bco_ray.serving.versions.catalog import Catalog
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.registry import Registry
+from bco_ray.web import errors as web_errors
+from bco_ray.web.access import NO_KEYS, Access, Keys, RequestRate, require
+from bco_ray.web.edge import Edge, VoteCors
+from bco_ray.web.errors import ApiError, Translator
+from bco_ray.web.pages import page
 
 DEFAULTS = Settings()
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Routes from elsewhere, how their errors are told, and which of their paths take larger bodies (bytes)."""
+
+    routers: Sequence[APIRouter] = ()
+    translate: Callable[[Exception, Translator], ApiError] | None = None
+    larger: Mapping[str, int] = field(default_factory=dict)
+
+    def translator(self, ours: Translator) -> Translator:
+        """Theirs first."""
+        translate = self.translate
+        return ours if translate is None else lambda error: translate(error, ours)
 
 
 def create_api(
@@ -33,8 +51,14 @@ def create_api(
     *,
     metrics: Metrics | None = None,
     send_request_id: bool = True,
+    keys: Keys = NO_KEYS,
+    more: Extension | None = None,
 ) -> FastAPI:
-    """The app. Engines are started and stopped by the caller; `send_request_id` False if a proxy in front does it."""
+    """The app. Engines are started and stopped by the caller; `send_request_id` False if a proxy in front does it.
+
+    `keys`: whose callers may what. `more`: what somebody else answers on the same port.
+    """
+    more = more or Extension()
     metrics, ledger = metrics or Metrics(), Ledger(log, settings.retention_days)
     tokens = FeedbackTokens(feedback_secret(log.storage), settings.feedback_token_seconds)
 
@@ -46,15 +70,21 @@ def create_api(
         await ledger.close()
 
     api = FastAPI(title="bco-ray", version=bco_ray.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    errors.install(api)
+    web_errors.install(api, more.translator(errors.as_api_error))
+    api.add_middleware(Access, find=keys.find, configured=keys.any, rate=RequestRate())
     if settings.cors_origins:
         api.add_middleware(VoteCors, origins=settings.cors_origins)
-    api.add_middleware(Edge, metrics=metrics, send_request_id=send_request_id, origins=settings.cors_origins)
-    api.include_router(chat.router(Backend(catalog, ledger, metrics, tokens, settings.request_timeout_seconds)))
+    api.add_middleware(
+        Edge, served=metrics.served, send_request_id=send_request_id, origins=settings.cors_origins, larger=more.larger
+    )
+    answering = Backend(catalog, ledger, metrics, tokens, settings.request_timeout_seconds)
+    api.include_router(chat.router(answering), dependencies=[Depends(require("infer"))])
     api.include_router(feedback.router(ledger, metrics, tokens))
     api.include_router(registry_routes.router(Registry(log.storage)))
-    api.include_router(_models(catalog))
+    api.include_router(_models(catalog), dependencies=[Depends(require("infer"))])
     api.include_router(_operations(catalog, metrics))
+    for router in more.routers:
+        api.include_router(router)
     return api
 
 
@@ -63,7 +93,7 @@ def _models(catalog: Catalog) -> APIRouter:
 
     @routes.get("/v1/models")
     async def list_models() -> Response:
-        return JSONResponse(wire.page([wire.model(served, name) for name, served in catalog.models()]))
+        return JSONResponse(page([wire.model(served, name) for name, served in catalog.models()]))
 
     @routes.get("/v1/models/{name:path}")
     async def get_model(name: str) -> Response:
@@ -95,7 +125,7 @@ def _operations(catalog: Catalog, metrics: Metrics) -> APIRouter:
         busy = {"running": load.running, "waiting": load.waiting}
         return JSONResponse({"status": "ok", "models": models, "refused": catalog.refused(), **busy})
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", dependencies=[Depends(require("read"))])
     async def prometheus() -> Response:
         try:
             load = await catalog.load()

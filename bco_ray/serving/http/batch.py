@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from bco_ray.serving.http import wire
 from bco_ray.serving.http.bodies import FeedbackRequest
-from bco_ray.serving.http.errors import ApiError, as_api_error, invalid_body
+from bco_ray.serving.http.errors import as_api_error
 from bco_ray.storage.feedback_rows import Added, Ballot, is_storable
+from bco_ray.web.errors import ApiError, invalid_body
+from bco_ray.web.pages import page
 
 MAX_LINES = 10_000
 MAX_KEY = 255
@@ -49,7 +51,7 @@ def summary(outcomes: Sequence[tuple[int, Added | Exception]]) -> wire.Json:
     results = [_result(number, outcome) for number, outcome in outcomes]
     statuses = [result["status"] for result in results]
     counts = {"created": statuses.count(201), "replayed": statuses.count(200)}
-    return {**wire.page(results), **counts, "rejected": len(results) - sum(counts.values())}
+    return {**page(results), **counts, "rejected": len(results) - sum(counts.values())}
 
 
 def _parse(line: bytes, allow: Callable[[str, str | None], None]) -> Ballot | ApiError:

@@ -9,17 +9,16 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from bco_ray.schema import Message
 from bco_ray.storage.feedback_rows import Vote, require_storable
+from bco_ray.web.errors import unsupported
 
 MAX_CHOICES = 16
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 1024
 MAX_PROMPT_IDS = 1 << 20
 MAX_LOGPROBS = 20
-UNSUPPORTED = "unsupported_parameter"
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -39,11 +38,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 """Parameters that are not implemented, with the values (besides null) that ask for nothing."""
-
-
-def unsupported(param: str, message: str) -> PydanticCustomError:
-    """What a validator raises for it; `errors.invalid_body` makes it a 400."""
-    return PydanticCustomError("unsupported_parameter", "{message}", {"param": param, "message": message})
 
 
 def _one_or_many(value: Any) -> Any:

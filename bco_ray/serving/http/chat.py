@@ -22,7 +22,7 @@ from bco_ray.serving.http.generation import Caller, Indexed
 from bco_ray.serving.http.prompts import prompt_of
 from bco_ray.serving.http.replying import Answer, Backend
 
-Timeout = Annotated[float | None, Header(alias="x-request-timeout-seconds", gt=0, allow_inf_nan=False)]
+Timeout = Annotated[float | None, Header(alias="x-deadline-seconds", gt=0, allow_inf_nan=False)]
 Authorization = Annotated[str | None, Header()]
 
 

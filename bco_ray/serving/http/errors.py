@@ -1,60 +1,16 @@
-"""Every error as OpenAI's envelope `{"error": {message, type, param, code}}`, whoever raised it.
-
-Routes raise `ApiError` or one of the project's own errors; FastAPI's and Starlette's are translated here too.
-"""
+"""What a client is told about the errors of engines and versions."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic_core import ErrorDetails
-from starlette.exceptions import HTTPException
-
-from bco_ray.errors import BcoError, ConflictError, StorageError
 from bco_ray.serving.engines.protocol import DeadlineError, EngineDeadError, EngineOverloadedError, RequestRefusedError
-from bco_ray.serving.http.bodies import UNSUPPORTED
 from bco_ray.serving.versions.catalog import ModelNotFoundError
-from bco_ray.storage.feedback_rows import ExpiredError, NotFoundError
-from bco_ray.telemetry import logger
-
-_CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
-_MAX_PARAM = 256
-
-
-class ApiError(Exception):
-    """An answer that is an error."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.param = param
-        self.headers = headers or {}
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The envelope."""
-        kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
-        kind = "server_error" if self.status >= 500 else kind
-        return {"error": {"message": _sendable(str(self)), "type": kind, "param": self.param, "code": self.code}}
+from bco_ray.web import errors
+from bco_ray.web.errors import ApiError
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told about any error; an unforeseen one is told to the log, not to the client."""
+    """See `web.errors.as_api_error`."""
     match error:
-        case ApiError():
-            return error
         case EngineOverloadedError():
             return ApiError(429, str(error), code="overloaded", headers={"retry-after": "1"})
         case EngineDeadError():
@@ -65,54 +21,4 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(404, str(error), code="model_not_found", param="model")
         case RequestRefusedError():
             return ApiError(400, str(error), code="request_refused")
-        case NotFoundError():
-            return ApiError(404, str(error), code="not_found")
-        case ExpiredError():
-            return ApiError(410, str(error), code="expired")
-        case ConflictError():
-            return ApiError(409, str(error), code="idempotency_conflict", headers={"x-should-retry": "false"})
-        case StorageError():
-            return ApiError(503, "The feedback log cannot be used right now.", code="storage_unavailable")
-        case HTTPException():
-            headers = dict(error.headers or {})
-            return ApiError(error.status_code, str(error.detail), code=_CODES.get(error.status_code), headers=headers)
-        case RequestValidationError():
-            return invalid_body(error.errors())
-    return ApiError(500, "The server made a mistake; the request id names it in the log.", code="internal_error")
-
-
-def invalid_body(problems: Any) -> ApiError:
-    """Malformed JSON and what is not implemented are 400, a field of the wrong kind 422; `param` names the first."""
-    first: ErrorDetails = problems[0]
-    if first["type"] == UNSUPPORTED:
-        return ApiError(400, first["msg"], code=UNSUPPORTED, param=first["ctx"]["param"])
-    if first["type"] == "json_invalid":
-        return ApiError(
-            400, f"The body is not valid JSON: {first.get('ctx', {}).get('error', '')}", code="invalid_json"
-        )
-    param = ".".join(str(part) for part in first["loc"] if part != "body") or first.get("ctx", {}).get("param")
-    param = param and _sendable(param[:_MAX_PARAM])
-    return ApiError(422, f"{param or 'body'}: {first['msg']}", code="invalid_field", param=param)
-
-
-def _sendable(text: str) -> str:
-    """Half surrogate pairs, which no reply can hold, escaped."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def install(api: FastAPI) -> None:
-    """Handlers for all errors."""
-    for kind in (ApiError, BcoError, HTTPException, RequestValidationError, Exception):
-        api.add_exception_handler(kind, _respond)
-
-
-def _respond(request: Request, error: Exception) -> JSONResponse:
-    answer = as_api_error(error)
-    request_id = request.scope.get("bco_request_id", "")
-    if answer.status >= 500:
-        unforeseen = error if answer.code == "internal_error" else None
-        logger.error("request %s: %s", request_id, error, exc_info=unforeseen)
-    headers = dict(answer.headers)
-    if answer.code == "internal_error" and request.scope.get("bco_sends_request_id"):
-        headers["x-request-id"] = request_id  # this handler runs outside of Edge (edge.py)
-    return JSONResponse(answer.body, answer.status, headers)
+    return errors.as_api_error(error)

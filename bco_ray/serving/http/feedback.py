@@ -7,19 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from bco_ray.serving.http import batch, wire
 from bco_ray.serving.http.bodies import FeedbackRequest, UpdateRequest
-from bco_ray.serving.http.errors import ApiError
 from bco_ray.serving.http.feedback_tokens import HEADER, FeedbackTokens
 from bco_ray.serving.http.ledger import BATCH_VOTES, Ledger
 from bco_ray.serving.metrics import Metrics
 from bco_ray.storage.feedback_log import Added, NotFoundError, Vote
 from bco_ray.storage.feedback_rows import is_storable
+from bco_ray.web.access import permit, require
+from bco_ray.web.errors import ApiError
+from bco_ray.web.pages import page
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
+
+READ, VOTE = [Depends(require("read"))], [Depends(require("vote"))]
 
 _LABELS = {"up": True, "down": False}
 _KEY_HEADER = "Idempotency-Key"
@@ -42,16 +46,16 @@ class _Votes:
     tokens: FeedbackTokens
 
     def allow(self, response_id: str, token: str | None) -> None:
-        """The one place that lets a vote in. Raises ApiError for a token that is not good for this answer.
-
-        Without any token whoever reaches the port may vote; there are no API keys yet.
-        """
+        """The one place that lets a vote in. Raises ApiError for a token that is not good for this answer."""
         if token is not None:
             self.tokens.check(token, response_id)
 
     async def add(self, vote: Vote, token: str | None, request: Request) -> Added:
-        """Store a vote; it is on disk when this returns."""
-        self.allow(vote.response_id, token or request.headers.get(HEADER))
+        """Store a vote; it is on disk when this returns. Who has no key needs the token that came with the answer."""
+        token = token or request.headers.get(HEADER)
+        if token is None:
+            permit(request, "vote")
+        self.allow(vote.response_id, token)
         event, created = await self.ledger.vote(vote, _key(request))
         if created:
             self.metrics.voted(event)
@@ -82,29 +86,29 @@ def router(ledger: Ledger, metrics: Metrics, tokens: FeedbackTokens) -> APIRoute
         headers = {} if created else {"Idempotent-Replayed": "true"}
         return JSONResponse(wire.feedback(event), 201 if created else 200, headers)
 
-    @routes.get("/v1/feedback")
+    @routes.get("/v1/feedback", dependencies=READ)
     async def list_votes(response_id: str | None = None, after: str | None = None, limit: Limit = 100) -> Response:
         try:
-            page = await asyncio.to_thread(log.list_votes, response_id=response_id, after=after, limit=limit)
+            found, more = await asyncio.to_thread(log.list_votes, response_id=response_id, after=after, limit=limit)
         except NotFoundError as error:
             raise ApiError(400, str(error), code="invalid_field", param="after") from None
-        return JSONResponse(wire.page([wire.feedback(event) for event in page[0]], has_more=page[1]))
+        return JSONResponse(page([wire.feedback(event) for event in found], has_more=more))
 
-    @routes.get("/v1/feedback/{vote_id}")
+    @routes.get("/v1/feedback/{vote_id}", dependencies=READ)
     async def get_vote(vote_id: str) -> Response:
         return JSONResponse(wire.feedback(await asyncio.to_thread(log.get_vote, vote_id)))
 
-    @routes.delete("/v1/feedback/{vote_id}")
+    @routes.delete("/v1/feedback/{vote_id}", dependencies=VOTE)
     async def delete_vote(vote_id: str) -> Response:
         if withdrawn := await ledger.withdraw(vote_id):
             metrics.voted(withdrawn)
         return JSONResponse({"id": vote_id, "object": "feedback", "deleted": True})
 
-    @routes.post("/v1/feedback/batch")
+    @routes.post("/v1/feedback/batch", dependencies=VOTE)
     async def vote_many(request: Request) -> Response:
         return JSONResponse(batch.summary(await votes.add_all(batch.lines_of(await request.body()))))
 
-    @routes.post("/v1/chat/completions/{completion_id}", openapi_extra=_HEADERS)
+    @routes.post("/v1/chat/completions/{completion_id}", openapi_extra=_HEADERS, dependencies=VOTE)
     async def update(completion_id: str, body: UpdateRequest, request: Request) -> Response:
         label = _LABELS.get((body.metadata or {}).get("feedback", ""))
         if label is None:

@@ -9,8 +9,8 @@ import re
 import time
 from pathlib import Path
 
-from bco_ray.serving.http.errors import ApiError
 from bco_ray.storage.secret_files import kept_secret
+from bco_ray.web.errors import ApiError
 
 SECRET_FILE = "feedback-secret"
 SECRET_VARIABLE = "BCO_FEEDBACK_SECRET"

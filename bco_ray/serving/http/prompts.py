@@ -11,11 +11,11 @@ from typing import Any
 import jinja2
 
 from bco_ray.schema import Message
-from bco_ray.serving.http.bodies import UNSUPPORTED, ChatRequest, SamplingRequest, TextRequest
-from bco_ray.serving.http.errors import ApiError
+from bco_ray.serving.http.bodies import ChatRequest, SamplingRequest, TextRequest
 from bco_ray.serving.http.generation import Prompt
 from bco_ray.serving.versions.catalog import Target
 from bco_ray.text import Tokenizer, content_text, template_inputs
+from bco_ray.web.errors import UNSUPPORTED, ApiError
 
 _TEMPLATE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, jinja2.TemplateError)
 

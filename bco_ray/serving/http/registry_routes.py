@@ -8,15 +8,17 @@ from dataclasses import asdict
 from types import EllipsisType
 from typing import Annotated, ParamSpec, TypeVar
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Depends, Path
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from bco_ray.errors import ConflictError, ModelError, StorageError
 from bco_ray.serving.http import wire
-from bco_ray.serving.http.errors import ApiError
 from bco_ray.storage.aliases import Aliases
 from bco_ray.storage.registry import ALIAS, NAME, ModelVersion, Registry, UnknownVersionError
+from bco_ray.web.access import require
+from bco_ray.web.errors import ApiError
+from bco_ray.web.pages import page
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,29 +63,32 @@ class CanaryShare(BaseModel):
     percent: float = Field(ge=0, le=100, allow_inf_nan=False)
 
 
+READ, PROMOTE = [Depends(require("read"))], [Depends(require("promote"))]
+
+
 def router(registry: Registry) -> APIRouter:
     """Reads and moves; whoever changes a name is answered with what it means then."""
     routes = APIRouter(prefix="/v1/registry/models")
 
-    @routes.get("")
+    @routes.get("", dependencies=READ)
     async def list_models() -> Response:
-        return JSONResponse(wire.page(await _done(lambda: [_model(registry, name) for name in registry.names()])))
+        return JSONResponse(page(await _done(lambda: [_model(registry, name) for name in registry.names()])))
 
-    @routes.get("/{name}")
+    @routes.get("/{name}", dependencies=READ)
     async def get_model(name: Name) -> Response:
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/promote")
+    @routes.post("/{name}/promote", dependencies=PROMOTE)
     async def promote(name: Name, body: Promotion) -> Response:
         await _done(registry.promote, name, body.version, body.alias, body.condition)
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/rollback")
+    @routes.post("/{name}/rollback", dependencies=PROMOTE)
     async def rollback(name: Name, body: Rollback) -> Response:
         await _done(registry.rollback, name, body.alias, body.condition)
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/canary")
+    @routes.post("/{name}/canary", dependencies=PROMOTE)
     async def canary(name: Name, body: CanaryShare) -> Response:
         await _done(registry.set_canary, name, body.percent)
         return JSONResponse(await _done(_model, registry, name))

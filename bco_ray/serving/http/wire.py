@@ -98,13 +98,6 @@ def model(served: Served, name: str) -> Json:
     }
 
 
-def page(data: list[Json], *, has_more: bool = False) -> Json:
-    """The list envelope."""
-    ids = [item.get("id") for item in data]
-    edges = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
-    return {"object": "list", "data": data, "has_more": has_more, **edges}
-
-
 def feedback(event: VoteEvent) -> Json:
     """A stored vote. `effective` False: changed or withdrawn by a later one."""
     return {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,14 +16,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bco_ray.serving.http.errors import ApiError
-from bco_ray.serving.metrics import Metrics
+from bco_ray.web.errors import ApiError
 
 MAX_BODY_BYTES = 32 << 20
 
+Served = Callable[[str, int, float], None]
+"""Told of every request: its route's pattern, its status, its seconds."""
+
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CLIENT_LEFT = 499
-_TOO_LARGE = f"The body exceeds {MAX_BODY_BYTES} bytes."
+_NO_LARGER: Mapping[str, int] = MappingProxyType({})
 
 
 class Edge:
@@ -30,11 +33,21 @@ class Edge:
     not, and takes the time.
 
     `origins`: whose pages may send, besides our own. `send_request_id` False: a proxy in front sends `x-request-id`.
+    `larger`: the paths whose bodies may have other sizes than MAX_BODY_BYTES, and which.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, send_request_id: bool, origins: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        served: Served,
+        send_request_id: bool,
+        origins: Collection[str] = (),
+        larger: Mapping[str, int] = _NO_LARGER,
+    ) -> None:
         self._app = app
-        self._metrics = metrics
+        self._served = served
+        self._larger = larger
         self._origins = frozenset(origins)
         self._send_request_id = send_request_id
 
@@ -44,6 +57,7 @@ class Edge:
         headers = Headers(scope=scope)
         request_id = headers.get("x-request-id") or f"req-{secrets.token_hex(12)}"
         scope["bco_request_id"], scope["bco_sends_request_id"] = request_id, self._send_request_id
+        limit_bytes = self._larger.get(scope["path"], MAX_BODY_BYTES)
         status, began = 0, time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -55,23 +69,23 @@ class Edge:
             await send(message)
 
         try:
-            if refused := self._refused(scope["method"], headers):
+            if refused := self._refused(scope["method"], headers, limit_bytes):
                 return await JSONResponse(refused.body, refused.status)(scope, receive, send_with_id)
-            return await self._app(scope, _counted(receive), send_with_id)
+            return await self._app(scope, _counted(receive, limit_bytes), send_with_id)
         except (asyncio.CancelledError, ClientDisconnect):
             status = status or _CLIENT_LEFT
             raise
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.served(route, status or 500, time.perf_counter() - began)
+            self._served(route, status or 500, time.perf_counter() - began)
 
-    def _refused(self, method: str, headers: Headers) -> ApiError | None:
+    def _refused(self, method: str, headers: Headers, limit_bytes: int) -> ApiError | None:
         """Why nothing is done. A page may send some kinds of requests anywhere; it only cannot read the reply."""
         origin = headers.get("origin")
         if method not in _SAFE_METHODS and origin is not None and not self._may_send(origin, headers.get("host", "")):
             return ApiError(403, f"Pages of {origin} may not send this.", code="origin_not_allowed")
-        if _announced_bytes(headers) > MAX_BODY_BYTES:
-            return ApiError(413, _TOO_LARGE, code="body_too_large")
+        if _announced_bytes(headers) > limit_bytes:
+            return ApiError(413, _too_large(limit_bytes), code="body_too_large")
         return None
 
     def _may_send(self, origin: str, host: str) -> bool:
@@ -94,7 +108,7 @@ class VoteCors:
         await (self._cors if known else self._app)(scope, receive, send)
 
 
-def _counted(receive: Receive) -> Receive:
+def _counted(receive: Receive, limit_bytes: int) -> Receive:
     """Ends a body that goes on for too long. FastAPI passes this kind of error on."""
     received = 0
 
@@ -102,11 +116,15 @@ def _counted(receive: Receive) -> Receive:
         nonlocal received
         message = await receive()
         received += len(message.get("body", b""))
-        if received > MAX_BODY_BYTES:
-            raise HTTPException(413, _TOO_LARGE)
+        if received > limit_bytes:
+            raise HTTPException(413, _too_large(limit_bytes))
         return message
 
     return counted
+
+
+def _too_large(limit_bytes: int) -> str:
+    return f"The body exceeds {limit_bytes} bytes."
 
 
 def _authority(origin: str) -> str | None:
