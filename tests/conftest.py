@@ -128,3 +128,31 @@ def bucket(s3_endpoint: str) -> Iterator[str]:
         scheme, _, host = s3_endpoint.partition("://")
         pyarrow.fs.S3FileSystem(scheme=scheme, endpoint_override=host, allow_bucket_creation=True).create_dir(name)
         yield f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """The URL of a PostgreSQL started for this session, or of the one BCO_TEST_POSTGRESQL names; else skips."""
+    if given := os.environ.get("BCO_TEST_POSTGRESQL"):
+        yield given
+        return
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    if not found:
+        pytest.skip("needs PostgreSQL (apt-get install postgresql), or BCO_TEST_POSTGRESQL")
+    from bco_ray.testing.postgres import postgresql_process
+
+    with postgresql_process(found[-1].parent) as url:
+        yield url
+
+
+@pytest.fixture
+def postgresql(postgresql_server: str) -> Iterator[str]:
+    """The URL of an empty database."""
+    import psycopg
+
+    name = f"bco_{uuid.uuid4().hex}"
+    with psycopg.connect(postgresql_server, autocommit=True) as server:
+        server.execute(f"create database {name}")
+    yield f"{postgresql_server.rsplit('/', 1)[0]}/{name}"
+    with psycopg.connect(postgresql_server, autocommit=True) as server:
+        server.execute(f"drop database {name} with (force)")

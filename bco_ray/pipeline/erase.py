@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from bco_ray.errors import SpecError, StorageError
 from bco_ray.feedback.statistics import LogSums
 from bco_ray.storage import erasures, files, log_erasure
+from bco_ray.storage.database import DATABASE
 from bco_ray.storage.export import erase_segments
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.log_erasure import LogErasure
@@ -31,7 +32,6 @@ from bco_ray.storage.records import erase_records
 from bco_ray.storage.registry import ModelVersion, Registry
 from bco_ray.storage.salt import SALT_FILE, SALT_VARIABLE, hash_user, user_salt
 from bco_ray.storage.scored import tombstone
-from bco_ray.storage.tables import DATABASE
 from bco_ray.telemetry import Phases
 
 LONGEST_NAME = 1024

@@ -18,13 +18,13 @@ from bco_ray.feedback.records import RecordsJob, bits_for, read_records
 from bco_ray.feedback.settling import Rules, SettleStage
 from bco_ray.feedback.sources import SourceFile, expand
 from bco_ray.storage import files
+from bco_ray.storage.database import DATABASE
 from bco_ray.storage.erasures import erased_names
 from bco_ray.storage.export import FeedbackManifest, export, load_manifest, verify_segments
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.quarantine import Quarantine
 from bco_ray.storage.records import RecordsManifest, load_records
 from bco_ray.storage.salt import user_salt
-from bco_ray.storage.tables import DATABASE
 from bco_ray.telemetry import Phases
 
 RECORDS_FORMAT = 1

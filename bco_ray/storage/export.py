@@ -23,10 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bco_ray.errors import StorageError
 from bco_ray.schema import RECORDS, Record, record_to_row
 from bco_ray.storage import erasures, files
+from bco_ray.storage.database import reading
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.feedback_rows import ABORTED, left_out
 from bco_ray.storage.salt import hash_user, user_salt
-from bco_ray.storage.tables import NOT_ERASED, completions, reading, votes
+from bco_ray.storage.tables import NOT_ERASED, completions, votes
 
 SEGMENT_ROWS = 20_000
 

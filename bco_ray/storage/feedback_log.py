@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from bco_ray.errors import StorageError
 from bco_ray.storage.casting import PART_VOTES, cast, event, events, find
+from bco_ray.storage.database import open_database, reading, writing
 from bco_ray.storage.feedback_rows import (
     Added,
     Ballot,
@@ -28,7 +29,7 @@ from bco_ray.storage.feedback_rows import (
     new_completion_id,
     require_storable,
 )
-from bco_ray.storage.tables import completions, open_database, reading, votes, writing
+from bco_ray.storage.tables import completions, votes
 
 __all__ = [
     "Added",
@@ -53,7 +54,9 @@ class FeedbackLog:
 
     @classmethod
     def open(cls, storage: Path, url: str | None = None) -> FeedbackLog:
-        """The log of a storage directory, created if missing. Raises StorageError."""
+        """The log of a storage directory, created if missing; `url` names another SQLite file. Raises StorageError."""
+        if url is not None and not url.startswith("sqlite:///"):
+            raise StorageError(f"{url.split(':')[0]}: not supported here; the feedback log lives in SQLite.")
         return cls(open_database(storage, url))
 
     @property

@@ -11,8 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from bco_ray.errors import StorageError
+from bco_ray.storage.database import the_only_writer, writing
 from bco_ray.storage.feedback_log import FeedbackLog
-from bco_ray.storage.tables import ERASED, completions, the_only_writer, votes, writing
+from bco_ray.storage.tables import ERASED, completions, votes
 
 VALUES_PER_QUERY = 500
 """SQLite allows so many parameters and some more."""
@@ -52,7 +53,7 @@ def forget_deleted(log: FeedbackLog) -> None:
 
     Takes as long, and as much free disk, as to copy it; writers wait. Raises StorageError if others are in the way.
     """
-    alone = the_only_writer(str(log.engine.url))
+    alone = the_only_writer(log.engine.url)
     with alone, contextlib.closing(log.engine.raw_connection()) as connection:  # VACUUM may be in no transaction
         cursor = connection.cursor()
         try:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from bco_ray.storage.database import reading, writing
 from bco_ray.storage.export import newest_manifest
 from bco_ray.storage.feedback_log import FeedbackLog, completion_of, completion_row
-from bco_ray.storage.tables import completions, reading, votes, writing
+from bco_ray.storage.tables import completions, votes
 
 FEEDBACK = "feedback"
 ANSWERS_PER_TRANSACTION = 200

@@ -1,25 +1,11 @@
-"""The tables of `bco.db` and how it is opened. Completions never change; votes are only ever appended.
+"""The tables of the feedback log. Completions never change; votes are only ever appended.
 
-SQLite in WAL mode by default, durable at commit (synchronous=FULL). A write transaction takes the write lock at its
-BEGIN, so writers are serial, also across processes: a check followed by an insert cannot race, and the order of
-`votes.seq` is the order of commits. Checkpoints are serial with them, by a lock file beside the database.
+How they came to be is in `migrations`; a change here is a new revision there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any
-
 import sqlalchemy as sa
-from sqlalchemy import event
-
-from bco_ray.errors import StorageError
-from bco_ray.storage import files
-
-DATABASE = "bco.db"
-BUSY_TIMEOUT_SECONDS = 30
 
 metadata = sa.MetaData()
 
@@ -80,66 +66,3 @@ def later_votes() -> sa.Select[tuple[int]]:
     later = votes.alias("later")
     same = (later.c[name] == votes.c[name] for name in ("response_id", "choice_index", "user"))
     return sa.select(later.c.seq).where(*same, later.c.seq > votes.c.seq).correlate(votes)
-
-
-def open_database(storage: Path, url: str | None = None) -> sa.Engine:
-    """An engine on `<storage>/bco.db` with all tables there. `url` names another database; only SQLite works so far.
-
-    Raises StorageError if it cannot be opened.
-    """
-    url = url or f"sqlite:///{storage / DATABASE}"
-    if not url.startswith("sqlite:///"):
-        raise StorageError(f"{url.split(':')[0]}: not supported yet; the feedback log lives in SQLite ({DATABASE}).")
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
-    event.listen(engine, "connect", _configure)
-    event.listen(engine, "begin", _begin)
-    with the_only_writer(url), translated(url):  # two at once would both create the tables
-        metadata.create_all(engine)
-    return engine
-
-
-@contextmanager
-def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One consistent snapshot; never waits for writers."""
-    with translated(str(engine.url)), engine.begin() as connection:
-        yield connection
-
-
-@contextmanager
-def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """The one writer; committed and on disk when the block ends, rolled back if it raises."""
-    alone = the_only_writer(str(engine.url))
-    with alone, translated(str(engine.url)), engine.execution_options(bco_writes=True).begin() as connection:
-        yield connection
-
-
-def the_only_writer(url: str) -> AbstractContextManager[None]:
-    """Held by whoever writes to the database, from before its transaction until after the checkpoint that may follow.
-
-    SQLite's own lock ends with the commit; up to SQLite 3.51.2 a commit of another process during a second checkpoint
-    can be lost (its WAL-reset bug, https://sqlite.org/wal.html).
-    """
-    path = Path(str(sa.make_url(url).database)).with_name(f".{DATABASE}.lock")
-    busy = f"{DATABASE} is locked: another process has been writing to it for {BUSY_TIMEOUT_SECONDS} s; try again."
-    return files.locked(path, busy=busy, seconds=BUSY_TIMEOUT_SECONDS)
-
-
-@contextmanager
-def translated(url: str) -> Iterator[None]:
-    """The database's own errors (locked, full, not a database) as StorageError."""
-    try:
-        yield
-    except sa.exc.DBAPIError as error:
-        raise StorageError(f"{url}: {error.orig}") from error
-
-
-def _configure(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # we say BEGIN ourselves
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _begin(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("bco_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -16,7 +16,7 @@ import pytest
 
 from bco_ray.errors import StorageError
 from bco_ray.schema import SETTLED, schema_name
-from bco_ray.storage import erasures, files, log_erasure, tables
+from bco_ray.storage import database, erasures, files, log_erasure
 from bco_ray.storage.erasures import LEDGER, Amendment, erased_names, remember_erasure
 from bco_ray.storage.export import erase_segments, export, load_manifest, verify_segments
 from bco_ray.storage.feedback_log import Choice, Completion, FeedbackLog, NotFoundError, Vote
@@ -127,7 +127,7 @@ def test_no_byte_is_left_in_the_database(log: FeedbackLog, tmp_path: Path) -> No
 def test_others_in_the_way_of_forgetting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: str, message: str
 ) -> None:
-    monkeypatch.setattr(tables, "BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_SECONDS", 0.05)
     log = FeedbackLog.open(tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / "bco.db", isolation_level=None)) as other:
         other.execute(lock)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from bco_ray.errors import ConflictError, StorageError
 from bco_ray.storage import casting
+from bco_ray.storage.database import the_only_writer
 from bco_ray.storage.feedback_log import (
     Choice,
     Completion,
@@ -22,7 +23,6 @@ from bco_ray.storage.feedback_log import (
     Vote,
     new_completion_id,
 )
-from bco_ray.storage.tables import the_only_writer
 
 
 def completion(completion_id: str = "chatcmpl-1", choices: int = 1) -> Completion:
@@ -188,7 +188,7 @@ def test_a_voter_is_looked_up_once_however_often_they_voted(log: FeedbackLog) ->
 
 
 def test_other_databases_are_refused_clearly(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="not supported yet"):
+    with pytest.raises(StorageError, match="the feedback log lives in SQLite"):
         FeedbackLog.open(tmp_path, "postgresql://secret@host/db")
 
 
@@ -212,7 +212,7 @@ def test_threads_with_one_key_store_one_vote(log: FeedbackLog) -> None:
 def test_writers_wait_for_each_other_and_readers_for_nobody(log: FeedbackLog) -> None:
     done = threading.Event()
     writer = threading.Thread(target=lambda: (log.add_vote(Vote(response_id="chatcmpl-1", label=True)), done.set()))
-    with the_only_writer(str(log.engine.url)):
+    with the_only_writer(log.engine.url):
         writer.start()
         assert not done.wait(0.2)
         assert log.list_votes() == ([], False)
