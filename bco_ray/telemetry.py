@@ -107,12 +107,20 @@ class Reporter:
         self._draw(progress, note)
 
 
-class Phases:
-    """Runs named phases one after another, each with a bar, and remembers how long each took."""
+Told = Callable[[str, Progress, str], None]
+"""`told(phase, progress, note)`."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+
+class Phases:
+    """Runs named phases one after another, each with a bar, and remembers how long each took.
+
+    `told` hears whenever a phase begins or gets on.
+    """
+
+    def __init__(self, *, quiet: bool = False, told: Told = lambda *_: None) -> None:
         self.times: list[PhaseTime] = []
         self._quiet = quiet
+        self._told = told
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -132,12 +140,14 @@ class Phases:
 
             def draw(progress: Progress, note: str) -> None:
                 nonlocal line_at
+                self._told(name, progress, note)
                 text = f"{progress} · {note}" if note else str(progress)
                 bar.update(task, completed=progress.done, total=progress.total, text=text)
                 if self._as_lines and time.monotonic() - line_at > SECONDS_BETWEEN_LINES:
                     line_at = time.monotonic()
                     console.print(f"  {name} {text}", highlight=False, markup=False)
 
+            self._told(name, Progress(0), "")
             report = Reporter(draw)
             yield report
         self.times.append(PhaseTime(name, time.monotonic() - start))

@@ -1,0 +1,1 @@
+"""The job service: who may, files, jobs, and what happens to them."""

@@ -1,0 +1,140 @@
+"""OpenAI's routes for fine-tuning jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from bco_ray.control.checkpoints import checkpoints_of
+from bco_ray.control.http import wire
+from bco_ray.control.job import IllegalMoveError, Job, TooManyJobsError
+from bco_ray.control.requests import JobRequest
+from bco_ray.control.service import JobService
+from bco_ray.control.states import ENDED
+from bco_ray.errors import SpecError
+from bco_ray.storage.feedback_rows import NotFoundError
+from bco_ray.storage.job_directory import JobDirectory
+from bco_ray.web import errors
+from bco_ray.web.access import Caller
+from bco_ray.web.errors import ApiError, Translator
+from bco_ray.web.pages import page
+
+FOLLOW_SECONDS = 1.0
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+Key = Annotated[str | None, Header(alias="idempotency-key", min_length=1, max_length=255)]
+
+_BLOCK_BYTES = 1 << 20
+
+
+def router(
+    service: JobService, *, caller: Callable[..., Any], submit: Callable[..., Any], queued_limit: int | None = None
+) -> APIRouter:
+    """All routes. `caller` and `submit` are dependencies that return a Caller or raise: who may read, who may steer.
+
+    `queued_limit`: waiting jobs of one project.
+    """
+    routes, jobs = APIRouter(prefix="/v1/fine_tuning/jobs"), service.jobs
+
+    @routes.post("")
+    async def create(body: JobRequest, key: Key = None, who: Caller = Depends(submit)) -> Response:
+        made, new = await asyncio.to_thread(
+            service.create, body, project=who.project, key_id=who.key_id, idempotency_key=key, queued_limit=queued_limit
+        )
+        return JSONResponse(wire.job(made), headers={} if new else {"idempotent-replayed": "true"})
+
+    @routes.get("")
+    async def list_jobs(
+        request: Request, after: str | None = None, limit: Limit = 20, who: Caller = Depends(caller)
+    ) -> Response:
+        where = {"after": after, "limit": limit, "metadata": _metadata(request)}
+        found, more = await asyncio.to_thread(_known_after, jobs.page, who.project, **where)
+        return JSONResponse(page([wire.job(one) for one in found], has_more=more))
+
+    @routes.get("/{job_id}")
+    async def get_job(job_id: str, who: Caller = Depends(caller)) -> Response:
+        return JSONResponse(wire.job(await asyncio.to_thread(jobs.get, job_id, who.project)))
+
+    def steered(verb: str, move: Callable[[str, str | None], Job]) -> None:
+        @routes.post(f"/{{job_id}}/{verb}", name=f"{verb}_job")
+        async def steer(job_id: str, who: Caller = Depends(submit)) -> Response:
+            return JSONResponse(wire.job(await asyncio.to_thread(move, job_id, who.project)))
+
+    for verb, move in {"cancel": service.cancel, "pause": service.pause, "resume": service.resume}.items():
+        steered(verb, move)
+
+    @routes.get("/{job_id}/events")
+    async def list_events(
+        job_id: str, after: str | None = None, limit: Limit = 20, who: Caller = Depends(caller)
+    ) -> Response:
+        await asyncio.to_thread(jobs.get, job_id, who.project)
+        found, more = await asyncio.to_thread(_known_after, jobs.events, job_id, who.project, after=after, limit=limit)
+        return JSONResponse(page([wire.event(one) for one in found], has_more=more))
+
+    @routes.get("/{job_id}/checkpoints")
+    async def list_checkpoints(
+        job_id: str, after: str | None = None, limit: Limit = 10, who: Caller = Depends(caller)
+    ) -> Response:
+        await asyncio.to_thread(jobs.get, job_id, who.project)
+        found = await asyncio.to_thread(checkpoints_of, service.storage, job_id)
+        rest = _after(found, after)
+        return JSONResponse(page([wire.checkpoint(one, job_id) for one in rest[:limit]], has_more=len(rest) > limit))
+
+    @routes.get("/{job_id}/logs")
+    async def logs(job_id: str, follow: bool = False, who: Caller = Depends(caller)) -> Response:
+        await asyncio.to_thread(jobs.get, job_id, who.project)
+        return StreamingResponse(_log(service, job_id, follow=follow), media_type="text/plain; charset=utf-8")
+
+    return routes
+
+
+def as_api_error(error: Exception, otherwise: Translator = errors.as_api_error) -> ApiError:
+    """What a client is told about the errors of jobs, and `otherwise`."""
+    match error:
+        case IllegalMoveError():
+            return ApiError(409, str(error), code="invalid_state", headers={"x-should-retry": "false"})
+        case TooManyJobsError():
+            return ApiError(429, str(error), code="too_many_jobs", headers={"retry-after": "60"})
+        case SpecError():
+            return ApiError(400, str(error), code="invalid_spec")
+    return otherwise(error)
+
+
+def _metadata(request: Request) -> dict[str, str]:
+    """`metadata[team]=a`, as OpenAI's client sends it."""
+    found = {n: v for n, v in request.query_params.items() if n.startswith("metadata[") and n.endswith("]")}
+    return {name[len("metadata[") : -1]: value for name, value in found.items()}
+
+
+def _known_after(read: Callable[..., Any], *args: Any, **where: Any) -> Any:
+    try:
+        return read(*args, **where)
+    except NotFoundError as error:
+        raise ApiError(400, f"after: {error}", code="invalid_field", param="after") from None
+
+
+def _after(found: list[Any], after: str | None) -> list[Any]:
+    if after is None:
+        return found
+    places = [place for place, one in enumerate(found) if one.id == after]
+    if not places:
+        raise ApiError(400, f"after: {after}: no such checkpoint.", code="invalid_field", param="after")
+    return found[places[0] + 1 :]
+
+
+async def _log(service: JobService, job_id: str, *, follow: bool) -> AsyncGenerator[bytes]:
+    """To its end; with `follow` to the job's."""
+    directory, offset = JobDirectory(service.storage, job_id), 0
+    while True:
+        job = await asyncio.to_thread(service.jobs.get, job_id)
+        over = not follow or (job.status in ENDED and not job.holds_cluster)
+        while block := await asyncio.to_thread(directory.log_text, offset, _BLOCK_BYTES):
+            offset += len(block)
+            yield block
+        if over:
+            return
+        await asyncio.sleep(FOLLOW_SECONDS)

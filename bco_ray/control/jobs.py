@@ -1,0 +1,196 @@
+"""Jobs and their events as they are stored: every move is a compare-and-set and leaves an event, in one transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from bco_ray.control.job import IllegalMoveError, Job, JobEvent, Json, News, Order, TooManyJobsError, new_id
+from bco_ray.control.states import ENDED, Status, sources
+from bco_ray.errors import ConflictError, StorageError
+from bco_ray.storage.database import reading, writing
+from bco_ray.storage.feedback_rows import NotFoundError
+from bco_ray.storage.job_tables import job_events, jobs
+
+Told = Callable[[sa.Connection, "Job"], None]
+"""Called inside the transaction in which a job ended."""
+
+
+class JobStore:
+    """The jobs of one database. `ended` is told, in its transaction, of every job that reached its end."""
+
+    def __init__(self, engine: sa.Engine, ended: Told = lambda *_: None) -> None:
+        self._engine = engine
+        self._ended = ended
+
+    def create(self, order: Order, *, queued_limit: int | None = None) -> tuple[Job, bool]:
+        """The new job, or the one that this idempotency key made before; and whether it is new.
+
+        Raises ConflictError if the key was used for another request, TooManyJobsError beyond `queued_limit` waiting
+        jobs of the project.
+        """
+        for _ in range(2):
+            try:
+                with writing(self._engine) as connection:
+                    if before := _made_before(connection, order):
+                        return before, False
+                    _check_room(connection, order.project, queued_limit)
+                    return _insert(connection, order), True
+            except StorageError as error:  # PostgreSQL: somebody with the same key was faster
+                if not isinstance(error.__cause__, sa.exc.IntegrityError):
+                    raise
+        raise StorageError("the job could not be stored; try again.")
+
+    def get(self, job_id: str, project: str | None = None) -> Job:
+        """Of any project if it is None. Raises NotFoundError, for another project's job too."""
+        with reading(self._engine) as connection:
+            return _get(connection, job_id, project)
+
+    def page(
+        self,
+        project: str | None,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        metadata: Mapping[str, str] | None = None,
+    ) -> tuple[list[Job], bool]:
+        """The newest first, those older than `after`; and whether there are more. Raises NotFoundError for `after`."""
+        query = sa.select(jobs).order_by(jobs.c.seq.desc()).limit(limit + 1)
+        if project is not None:
+            query = query.where(jobs.c.project == project)
+        for name, value in (metadata or {}).items():
+            query = query.where(jobs.c.metadata[name].as_string() == value)
+        with reading(self._engine) as connection:
+            if after is not None:
+                query = query.where(jobs.c.seq < _get(connection, after, project).seq)
+            found = [_job(row) for row in connection.execute(query).mappings()]
+        return found[:limit], len(found) > limit
+
+    def unsettled(self) -> list[Job]:
+        """Those somebody has to look after: not ended, or perhaps still on the cluster. The most urgent first."""
+        open_ones = sa.or_(jobs.c.status.not_in(sorted(ENDED)), jobs.c.holds_cluster)
+        with reading(self._engine) as connection:
+            query = sa.select(jobs).where(open_ones).order_by(jobs.c.priority.desc(), jobs.c.seq)
+            return [_job(row) for row in connection.execute(query).mappings()]
+
+    def move(
+        self, job_id: str, status: Status, news: News, *, project: str | None = None, seen: Job | None = None,
+        **changes: Any,
+    ) -> Job:  # fmt: skip
+        """The job in its new state. With `seen` only if status and attempt are still as there.
+
+        Raises NotFoundError, IllegalMoveError naming the state it is in, ConflictError if it is not as `seen`.
+        """
+        with writing(self._engine) as connection:
+            if seen is not None:
+                _require_same(connection, seen)
+            before = _get(connection, job_id, project, lock=True)
+            if before.status not in sources(status):
+                raise IllegalMoveError(f"{job_id} is {before.status} and cannot become {status}.")
+            job = _change(connection, job_id, status=status, **_times(before, status), **changes)
+            _add_event(connection, job_id, news)
+            if status in ENDED:
+                self._ended(connection, job)
+            return job
+
+    def note(self, seen: Job, news: Collection[News] = (), **changes: Any) -> Job:
+        """New facts and events of a job whose status stays. Raises ConflictError if it is not as `seen` any more."""
+        with writing(self._engine) as connection:
+            _require_same(connection, seen)
+            for one in news:
+                _add_event(connection, seen.id, one)
+            return _change(connection, seen.id, **changes) if changes else seen
+
+    def events(
+        self, job_id: str, project: str | None = None, *, after: str | None = None, limit: int = 20
+    ) -> tuple[list[JobEvent], bool]:
+        """The newest first, those older than `after`; and whether there are more. Raises NotFoundError."""
+        query = sa.select(job_events).where(job_events.c.job_id == job_id).order_by(job_events.c.seq.desc())
+        with reading(self._engine) as connection:
+            _get(connection, job_id, project)
+            if after is not None:
+                query = query.where(job_events.c.seq < _event_seq(connection, job_id, after))
+            rows = [JobEvent(**row) for row in connection.execute(query.limit(limit + 1)).mappings()]
+        return rows[:limit], len(rows) > limit
+
+    def events_since(self, job_id: str, seq: int, limit: int = 1000) -> list[JobEvent]:
+        """In order, those after `seq`."""
+        newer = sa.and_(job_events.c.job_id == job_id, job_events.c.seq > seq)
+        with reading(self._engine) as connection:
+            query = sa.select(job_events).where(newer).order_by(job_events.c.seq).limit(limit)
+            return [JobEvent(**row) for row in connection.execute(query).mappings()]
+
+
+def _made_before(connection: sa.Connection, order: Order) -> Job | None:
+    if order.idempotency_key is None:
+        return None
+    same = sa.and_(jobs.c.project == order.project, jobs.c.idempotency_key == order.idempotency_key)
+    row = connection.execute(sa.select(jobs).where(same)).mappings().first()
+    if row is not None and row["body_hash"] != order.body_hash:
+        raise ConflictError("This Idempotency-Key was used for another request; use a new one for each job.")
+    return None if row is None else _job(row)
+
+
+def _check_room(connection: sa.Connection, project: str, limit: int | None) -> None:
+    if limit is None:
+        return
+    waiting = sa.and_(jobs.c.project == project, jobs.c.status.in_(["validating_files", "queued"]))
+    count = connection.execute(sa.select(sa.func.count()).select_from(jobs).where(waiting)).scalar_one()
+    if count >= limit:
+        raise TooManyJobsError(f"{project} has {count} jobs waiting, of {limit} it may have; wait, or cancel one.")
+
+
+def _insert(connection: sa.Connection, order: Order) -> Job:
+    row = {
+        "created_at": time.time(), "status": "validating_files", "attempt": 0,
+        "holds_cluster": False, "details": {}, **vars(order),
+    }  # fmt: skip
+    connection.execute(sa.insert(jobs).values(**row))
+    _add_event(connection, row["id"], News("Created fine-tuning job."))
+    return _get(connection, row["id"], None)
+
+
+def _get(connection: sa.Connection, job_id: str, project: str | None, *, lock: bool = False) -> Job:
+    query = sa.select(jobs).where(jobs.c.id == job_id)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
+    if row is None or (project is not None and row["project"] != project):
+        raise NotFoundError(f"{job_id}: no such job.")
+    return _job(row)
+
+
+def _require_same(connection: sa.Connection, seen: Job) -> None:
+    now = _get(connection, seen.id, None, lock=True)
+    if (now.status, now.attempt) != (seen.status, seen.attempt):
+        raise ConflictError(f"{seen.id} is {now.status} (attempt {now.attempt}) by now.")
+
+
+def _change(connection: sa.Connection, job_id: str, **changes: Any) -> Job:
+    connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**changes))
+    return _get(connection, job_id, None)
+
+
+def _times(before: Job, status: Status) -> Json:
+    now = time.time()
+    if status in ENDED:
+        return {"finished_at": now}
+    return {"started_at": now} if status == "running" and before.started_at is None else {}
+
+
+def _add_event(connection: sa.Connection, job_id: str, news: News) -> None:
+    row = {"message": news.message, "level": news.level, "type": news.type, "data": dict(news.data or {})}
+    connection.execute(sa.insert(job_events).values(id=new_id("ftevent"), job_id=job_id, created_at=time.time(), **row))
+
+
+def _event_seq(connection: sa.Connection, job_id: str, event_id: str) -> int:
+    same = sa.and_(job_events.c.id == event_id, job_events.c.job_id == job_id)
+    seq = connection.execute(sa.select(job_events.c.seq).where(same)).scalar()
+    if seq is None:
+        raise NotFoundError(f"{event_id}: no such event of {job_id}.")
+    return int(seq)
+
+
+def _job(row: sa.RowMapping) -> Job:
+    return Job(**row)

@@ -1,0 +1,96 @@
+"""How far a job is, read from what its driver and its training leave on disk, and what of it becomes an event."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bco_ray.control.job import Job, Json, News
+from bco_ray.errors import StorageError
+from bco_ray.storage import files
+from bco_ray.storage.job_directory import JobDirectory
+
+METRIC_EVENTS = 100
+"""About so many of a job's steps become events; `metrics.jsonl` of its run has them all."""
+
+_PLOTTED = ("loss", "learning_rate", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins",
+            "rewards/accuracies", "delta", "kl", "auc", "epoch")  # fmt: skip
+
+
+class Follower:
+    """Remembers of each job how much of its metrics has been read."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, tuple[int, int]] = {}  # of the metrics file: its inode, the bytes read
+
+    def look(self, job: Job, directory: JobDirectory) -> tuple[Json, list[News]]:
+        """The job's `details` as they are now, and the events since those it has."""
+        progress, resolved = directory.progress, directory.resolved
+        run = Path(resolved["run"]) if resolved else None
+        details = {**job.details, **_phase(progress), **(_training(run) if run else {})}
+        news = [News(f"Phase {details['phase']}.")] if details.get("phase") != job.details.get("phase") else []
+        if resolved and "spec" not in job.details:
+            details["spec"] = resolved["spec"]
+        rows = list(self._rows(job, run)) if run else []
+        if rows:
+            details["metrics_step"] = rows[-1]["step"]
+        return details, [*news, *map(_metrics_event, rows)]
+
+    def forget(self, job_id: str) -> None:
+        """The job has ended."""
+        self._read.pop(job_id, None)
+
+    def _rows(self, job: Job, run: Path) -> Iterator[Json]:
+        """New steps that become events. A resumed training does steps again; they are told once."""
+        last = job.details.get("metrics_step", -1)
+        data, self._read[job.id] = _news_of(run / "metrics.jsonl", self._read.get(job.id, (0, 0)))
+        for line in data.splitlines():
+            row = _parsed(line)
+            stride = max(1, row.get("total_steps", 1) // METRIC_EVENTS) if row else 1
+            if row and row["step"] > last and (row["step"] % stride == 0 or row["step"] + 1 == row.get("total_steps")):
+                last = row["step"]
+                yield row
+
+
+def _phase(progress: Json) -> Json:
+    return {name: progress.get(name) for name in ("phase", "percent", "eta_seconds") if progress.get("phase")}
+
+
+def _training(run: Path) -> Json:
+    try:
+        status = files.read_json(run / "status.json")
+    except StorageError:
+        return {}
+    return {name: status.get(name) for name in ("step", "total_steps", "waiting_for", "checkpoint_step", "problem")}
+
+
+def _metrics_event(row: Json) -> News:
+    data = {"step": row["step"], "total_steps": row.get("total_steps"), "train_loss": row.get("loss")}
+    data |= {name: row[name] for name in _PLOTTED if name in row}
+    loss = f"{row['loss']:.4f}" if isinstance(row.get("loss"), float) else "none"
+    return News(f"Step {row['step'] + 1}/{row.get('total_steps')}: training loss={loss}", type="metrics", data=data)
+
+
+def _news_of(path: Path, read: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
+    """Whole lines not read yet, and how far that is. Whoever truncates the file replaces it: then all of it."""
+    try:
+        with path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            offset = read[1] if inode == read[0] else 0
+            file.seek(offset)
+            data = file.read()
+    except OSError:
+        return b"", read
+    data = data[: data.rfind(b"\n") + 1]
+    return data, (inode, offset + len(data))
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -1,0 +1,158 @@
+"""What a request for a job may say, field by field, and the spec it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bco_ray.config.load import parse_spec
+from bco_ray.config.section import Auto, Name, Positive
+from bco_ray.config.spec import JobSpec, LossName
+from bco_ray.errors import SpecError
+from bco_ray.web.errors import unsupported
+
+Json = dict[str, Any]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+
+CLOSED = {"name": "is the job's id", "output": "is the server's"}
+"""Of the spec's sections those that a request may not set."""
+
+_METHODS: dict[str, LossName] = {
+    "bco": "bco", "bce": "bce", "kto": "kto", "apo_zero_unpaired": "apo_zero_unpaired", "dpo": "dpo",
+    "bco_pair": "bco_pair", "supervised": "sft", "sft": "sft",
+}  # fmt: skip
+
+
+class Hyperparameters(BaseModel):
+    """OpenAI's names, and ours for what they lack. `auto` and what is left out: the spec's defaults."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n_epochs: Annotated[int, Field(ge=1, le=100)] | Auto = "auto"
+    batch_size: Annotated[int, Field(ge=2, le=1 << 20)] | Auto = "auto"
+    learning_rate: Positive | Auto = "auto"
+    learning_rate_multiplier: Positive | Auto = "auto"
+    beta: Positive | Auto = "auto"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Hyperparameters:
+        if self.learning_rate_multiplier not in ("auto", 1):
+            raise unsupported(
+                "learning_rate_multiplier", "learning_rate_multiplier: say learning_rate, the rate itself, instead."
+            )
+        return self
+
+
+class Method(BaseModel):
+    """`{"type": "bco", "bco": {"hyperparameters": {...}}}`: under the method's own name, as OpenAI has it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+    @model_validator(mode="after")
+    def _known(self) -> Method:
+        if self.type not in _METHODS:
+            raise unsupported("method", f"method.type: {self.type[:60]}: there are {', '.join(_METHODS)}.")
+        self.hyperparameters()
+        return self
+
+    def hyperparameters(self) -> Hyperparameters:
+        """Raises ValidationError."""
+        own = (self.model_extra or {}).get(self.type) or {}
+        return Hyperparameters.model_validate(own.get("hyperparameters") or {} if isinstance(own, dict) else own)
+
+
+class JobRequest(BaseModel):
+    """`training_file`: a file's id, a URI, or `feedback` / `feedback:<n>`. `spec`: sections of a spec for all else.
+
+    `priority`: higher comes first. Unknown fields are refused: a job is dear, and a typing error would be one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Text
+    training_file: Text
+    validation_file: Text | None = None
+    method: Method | None = None
+    hyperparameters: Hyperparameters | None = None
+    suffix: Name | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+        default=None, max_length=16
+    )
+    integrations: list[Any] | None = None
+    spec: Json | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+
+    @model_validator(mode="after")
+    def _implemented(self) -> JobRequest:
+        if self.validation_file is not None:
+            raise unsupported("validation_file", "validation_file: votes are held out of training_file by prompt.")
+        if self.integrations:
+            raise unsupported("integrations", "integrations: set output.trackers where the server runs.")
+        for name, why in CLOSED.items():
+            if name in (self.spec or {}):
+                raise unsupported(f"spec.{name}", f"spec.{name}: {why}.")
+        return self
+
+    def asked(self) -> Hyperparameters:
+        """Wherever they were said."""
+        own = self.method.hyperparameters() if self.method else Hyperparameters()
+        old = self.hyperparameters or Hyperparameters()
+        said = {**old.model_dump(exclude_unset=True), **own.model_dump(exclude_unset=True)}
+        return Hyperparameters.model_validate(said)
+
+
+def spec_of(request: JobRequest, job_id: str, storage: str, *, log: str, register_as: str) -> JobSpec:
+    """The job's spec: what the request says over the spec's defaults. `log`: what `training_file` stands for.
+
+    Raises SpecError naming the field.
+    """
+    asked, sections = request.asked(), {name: dict(_section(name, s)) for name, s in (request.spec or {}).items()}
+    said: dict[str, Json] = {
+        "model": {"base": request.model},
+        "data": {"feedback": [log]},
+        "objective": _set(loss=_METHODS[request.method.type] if request.method else None, beta=asked.beta),
+        "training": _set(
+            num_train_epochs=asked.n_epochs, rows_per_step=asked.batch_size, learning_rate=asked.learning_rate,
+            seed=request.seed,
+        ),
+    }  # fmt: skip
+    for name, values in said.items():
+        sections[name] = {**sections.get(name, {}), **values}
+    output = {"storage": storage, "register_as": register_as}
+    return parse_spec({"name": job_id, **sections, "output": output}, where="the request")
+
+
+def _section(name: str, values: Any) -> Json:
+    if not isinstance(values, dict):
+        raise SpecError(f"spec.{name}: a section is an object.")
+    return values
+
+
+def _set(**values: Any) -> Json:
+    return {name: value for name, value in values.items() if value not in (None, "auto")}
+
+
+Check = Callable[[str, str], None]
+"""`check(field, place)` raises SpecError for a place that may not be read."""
+
+
+def check_places(spec: JobSpec, check: Check) -> None:
+    """Every place a spec can name, whoever wrote it. Raises SpecError."""
+    places: dict[str, str | None] = {
+        "model.base": spec.model.base,
+        "model.reference": spec.model.reference,
+        "scoring.embedding": None if spec.scoring.embedding == "reference" else spec.scoring.embedding,
+        "scoring.classifier": spec.scoring.classifier,
+        "objective.shift.start": spec.objective.shift.start,
+        "training.checkpoint.storage": spec.training.checkpoint.storage,
+    }
+    for number, entry in enumerate(spec.data.feedback):
+        places[f"data.feedback.{number}"] = entry
+    for field, place in places.items():
+        if place is not None:
+            check(field, place)

@@ -1,0 +1,118 @@
+"""The process that a job of the job service is on the cluster: `python -m bco_ray.pipeline.driver STORAGE JOB ATTEMPT`.
+
+It runs the phases of the job's spec and leaves what came of it in the job's directory. An error that would come again
+is written down there; after any other end, the service starts the next attempt, which does only what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bco_ray.config.environment import prepare_environment
+
+prepare_environment()  # before anything imports ray
+
+from bco_ray.config import load_spec  # noqa: E402
+from bco_ray.errors import BcoError, ClusterError, InterruptedRunError  # noqa: E402
+from bco_ray.pipeline.cluster import cluster_for  # noqa: E402
+from bco_ray.pipeline.resolve import ResolvedJob, resolve  # noqa: E402
+from bco_ray.pipeline.run import RunOutcome, run_job  # noqa: E402
+from bco_ray.storage import files  # noqa: E402
+from bco_ray.storage.job_directory import JobDirectory  # noqa: E402
+from bco_ray.telemetry import Phases, Progress, configure_logging, logger  # noqa: E402
+from bco_ray.training.metrics import MetricsLog  # noqa: E402
+
+WAIT_SECONDS = 120
+"""For the driver before this one to end: its cluster may be gone, and it has not noticed yet."""
+
+_WRITE_SECONDS = 0.5
+
+
+def main(storage: Path, job_id: str, attempt: int) -> int:
+    """The exit code: 0 done, 130 stopped, else failed."""
+    directory = JobDirectory(storage, job_id)
+    with _into(directory.log):
+        configure_logging()
+        logger.info("%s: attempt %d, process %d", job_id, attempt, os.getpid())
+        try:
+            with files.locked(directory.path / ".driver.lock", busy="another driver runs", seconds=WAIT_SECONDS):
+                directory.begin_attempt(attempt)
+                _run(directory)
+        except BcoError as error:
+            logger.error("%s", error)
+            if not isinstance(error, InterruptedRunError | ClusterError):
+                code = type(error).__name__.removesuffix("Error").lower() + "_error"
+                directory.write("error", {"attempt": attempt, "code": code, "message": str(error)})
+            return error.exit_code
+        except Exception:  # noqa: BLE001  the edge of the process; the service decides by the exit
+            logger.exception("%s: attempt %d", job_id, attempt)
+            return 1
+    return 0
+
+
+def _run(directory: JobDirectory) -> None:
+    job = resolve(load_spec(directory.spec))
+    directory.write("resolved", {"spec": job.spec.model_dump(mode="json"), "run": str(job.run_directory)})
+    with cluster_for(job):
+        outcome = run_job(job, Phases(told=_Written(directory)))
+    directory.write("outcome", _facts(job, outcome))
+
+
+def _facts(job: ResolvedJob, outcome: RunOutcome) -> dict[str, Any]:
+    steps = {row["step"]: row["tokens"] for row in MetricsLog(job.run_directory / "metrics.jsonl").read()}
+    return {
+        "model": outcome.version.reference,
+        "evaluation": outcome.evaluation,
+        "votes_read": outcome.scored.read,
+        "votes_kept": outcome.scored.kept,
+        "drops": outcome.scored.drops,
+        "trained_tokens": sum(steps.values()),
+    }
+
+
+class _Written:
+    """How far the job is, in its directory, a few times per second at most; a full disk is not its end."""
+
+    def __init__(self, directory: JobDirectory) -> None:
+        self._directory = directory
+        self._phase, self._at = "", 0.0
+
+    def __call__(self, phase: str, progress: Progress, note: str) -> None:
+        now = time.time()
+        if phase == self._phase and now - self._at < _WRITE_SECONDS:
+            return
+        self._phase, self._at = phase, now
+        facts = {
+            "phase": phase, "percent": progress.percent, "eta_seconds": progress.eta_seconds, "done": progress.done,
+            "total": progress.total, "note": note, "at": now,
+        }  # fmt: skip
+        try:
+            self._directory.write("progress", facts)
+        except OSError as error:
+            logger.warning("progress.json: cannot be written: %s", error)
+
+
+@contextmanager
+def _into(log: Path) -> Iterator[None]:
+    """All that this process and its children print goes to the job's log, which outlives the cluster."""
+    files.make_directory(log.parent)
+    kept = os.dup(1), os.dup(2)
+    with log.open("ab", buffering=0) as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        try:
+            yield
+        finally:
+            for before, number in zip(kept, (1, 2), strict=True):
+                os.dup2(before, number)
+                os.close(before)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -1,0 +1,242 @@
+"""What is done about a job, against a cluster that can be told what to say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bco_ray.control import deciding
+from bco_ray.control.deciding import MOST_LOSSES, Known, RayState, decide
+from bco_ray.control.job import Job, News, Order, body_hash, new_id
+from bco_ray.control.jobs import JobStore
+from bco_ray.control.reconciler import Reconciler, Room
+from bco_ray.control.requests import JobRequest, spec_of
+from bco_ray.errors import ClusterError
+from bco_ray.storage import files
+from bco_ray.storage.database import open_database
+from bco_ray.storage.job_directory import JobDirectory
+
+
+@dataclass
+class FakeCluster:
+    """`says` is what it knows of submissions."""
+
+    says: dict[str, RayState] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+    down: bool = False
+
+    def submit(self, submission: str, job_id: str, attempt: int) -> None:
+        self._up()
+        assert submission == f"{job_id}-{attempt}"
+        self.says.setdefault(submission, "pending")
+
+    def state(self, submission: str) -> RayState:
+        self._up()
+        return self.says.get(submission, "unknown")
+
+    def stop(self, submission: str) -> None:
+        self._up()
+        self.stopped.append(submission)
+
+    def _up(self) -> None:
+        if self.down:
+            raise ClusterError("nobody there")
+
+
+@dataclass
+class Site:
+    storage: Path
+    room: Room = field(default_factory=Room)
+    cluster: FakeCluster = field(default_factory=FakeCluster)
+
+    def __post_init__(self) -> None:
+        self.store = JobStore(open_database(self.storage))
+        self.reconciler = Reconciler(self.store, self.cluster, self.storage, self.room)
+
+    def job(self, project: str = "acme", **changes: Any) -> Job:
+        job_id = new_id("ftjob")
+        request = JobRequest(model="/models/base", training_file="votes.jsonl")
+        spec = spec_of(request, job_id, str(self.storage), log="votes.jsonl", register_as="bot")
+        sent = request.model_dump(mode="json", exclude_unset=True)
+        order = Order(job_id, project, "key", sent, spec.model_dump(mode="json"), {}, body_hash(sent))
+        return self.store.create(replace(order, **changes))[0]
+
+    def look(self, job: Job, times: int = 1) -> Job:
+        for _ in range(times):
+            self.reconciler.run_once()
+        return self.store.get(job.id)
+
+    def messages(self, job: Job) -> list[str]:
+        return [event.message for event in self.store.events(job.id, limit=100)[0]][::-1]
+
+    def directory(self, job: Job) -> JobDirectory:
+        return JobDirectory(self.storage, job.id)
+
+    def running(self) -> Job:
+        job = self.look(self.job(), 2)
+        self.cluster.says[f"{job.id}-1"] = "running"
+        return self.look(job)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_from_the_request_to_the_registered_model(site: Site) -> None:
+    job = site.look(site.job())
+    assert job.status == "queued"
+    assert site.directory(job).spec.is_file()
+    assert site.look(job).submission == f"{job.id}-1"
+    site.cluster.says[f"{job.id}-1"] = "running"
+    assert site.look(job).status == "running"
+    site.directory(job).write("outcome", {"model": "bot/1", "evaluation": {}, "trained_tokens": 7})
+    site.cluster.says[f"{job.id}-1"] = "succeeded"
+    done = site.look(job)
+    assert (done.status, done.outcome and done.outcome["model"]) == ("succeeded", "bot/1")
+    assert not site.look(done).holds_cluster
+    assert site.store.unsettled() == []
+    assert "New fine-tuned model created: bot/1." in site.messages(job)
+
+
+@pytest.mark.parametrize("status", ["cancelled", "paused"])
+def test_what_is_not_wanted_is_stopped_until_it_is_gone(site: Site, status: Any) -> None:
+    job = site.running()
+    site.store.move(job.id, status, News("stop"))
+    assert site.look(job, 2).holds_cluster
+    assert set(site.cluster.stopped) == {f"{job.id}-1"}
+    site.cluster.says[f"{job.id}-1"] = "stopped"
+    assert not site.look(job).holds_cluster
+    assert site.look(job, 3).status == status
+    assert list(site.cluster.says) == [f"{job.id}-1"]
+
+
+def test_resumed_before_it_had_stopped_it_ends_and_starts_again(site: Site) -> None:
+    job = site.running()
+    site.store.move(job.id, "paused", News("pause"))
+    site.look(job)
+    site.store.move(job.id, "queued", News("resume"))
+    assert site.look(job, 2).attempt == 1
+    site.cluster.says[f"{job.id}-1"] = "stopped"
+    assert site.look(job, 2).submission == f"{job.id}-2"
+    assert not any("lost" in message for message in site.messages(job))
+
+
+def test_a_cluster_that_forgot_it_gets_it_again(site: Site) -> None:
+    job = site.running()
+    site.cluster.says.clear()
+    lost = site.look(job)
+    assert (lost.status, lost.holds_cluster) == ("queued", False)
+    assert site.look(job).submission == f"{job.id}-2"
+    assert any("was lost" in message for message in site.messages(job))
+
+
+def test_killed_between_writing_down_and_submitting(site: Site) -> None:
+    job = site.look(site.job())
+    site.cluster.down = True
+    site.look(job)
+    site.cluster.down = False
+    site.cluster.submit = lambda *_: None  # type: ignore[method-assign]
+    assert site.look(job).submission == f"{job.id}-1"
+    del site.cluster.submit
+    site.look(job)
+    assert site.cluster.says == {f"{job.id}-1": "pending"}
+    assert site.look(job).attempt == 1
+
+
+def test_an_error_of_its_own_ends_it(site: Site) -> None:
+    job = site.running()
+    site.directory(job).write("error", {"attempt": 1, "code": "data_error", "message": "votes.jsonl: no such file."})
+    site.cluster.says[f"{job.id}-1"] = "failed"
+    failed = site.look(job)
+    assert failed.status == "failed"
+    assert failed.error == {"code": "data_error", "message": "votes.jsonl: no such file.", "param": None}
+
+
+def test_an_earlier_attempts_error_is_not_this_ones(site: Site) -> None:
+    job = site.running()
+    site.directory(job).write("error", {"attempt": 0, "code": "data_error", "message": "no"})
+    site.cluster.says[f"{job.id}-1"] = "failed"
+    assert site.look(job).status == "queued"
+
+
+def test_losses_in_a_row_end_it_and_a_checkpoint_begins_a_new_row(site: Site) -> None:
+    job = replace(site.running(), status="running", details={"losses": MOST_LOSSES - 1})
+    assert isinstance(decide(job, Known("failed")), deciding.Fail)
+    moved = decide(job, Known("failed", checkpoint=50))
+    assert isinstance(moved, deciding.Requeue)
+    assert (moved.losses, moved.seconds) == (1, 0.0)
+
+
+def test_a_model_that_is_registered_counts_whatever_ray_says(site: Site) -> None:
+    for ray in ("pending", "running", "succeeded", "failed", "stopped", "unknown"):
+        job = replace(site.job(), status="running", holds_cluster=True, submission="x", attempt=1)
+        assert decide(job, Known(ray, outcome={"model": "bot/1"})) == deciding.Succeed()
+
+
+def test_a_cluster_that_is_down_changes_nothing(site: Site) -> None:
+    job = site.running()
+    before = site.store.get(job.id)
+    site.cluster.down = True
+    assert site.look(job, 3) == before
+
+
+def test_projects_and_the_server_have_limits_and_say_so(tmp_path: Path) -> None:
+    site = Site(tmp_path, Room(jobs=2, of_project=lambda project: 1 if project == "acme" else None))
+    acme, second, other, third = site.job(), site.job(), site.job("other"), site.job("other")
+    site.look(acme, 3)
+    held = {job.id: site.store.get(job.id).holds_cluster for job in (acme, second, other, third)}
+    assert list(held.values()) == [True, False, True, False]
+    assert "acme has 1 jobs on the cluster, of 1" in site.store.get(second.id).details["waiting_for"]
+    assert "there are 2 jobs on the cluster, of 2" in site.store.get(third.id).details["waiting_for"]
+    site.directory(acme).write("outcome", {"model": "bot/1"})
+    site.cluster.says[f"{acme.id}-1"] = "succeeded"
+    assert site.look(second, 3).holds_cluster
+
+
+def test_the_more_urgent_goes_first(tmp_path: Path) -> None:
+    site = Site(tmp_path, Room(jobs=1))
+    site.job()
+    urgent = site.job(priority=5)
+    assert site.look(urgent, 2).holds_cluster
+
+
+def test_steps_become_events_once_and_not_all_of_them(site: Site, tmp_path: Path) -> None:
+    job, run = site.running(), tmp_path / "runs" / "r"
+    run.mkdir(parents=True)
+    site.directory(job).write("resolved", {"spec": job.spec, "run": str(run)})
+    site.directory(job).write("progress", {"phase": "train", "percent": 10.0, "eta_seconds": 3.0})
+
+    def write(steps: range) -> None:
+        rows = ({"step": step, "total_steps": 1000, "loss": 0.5, "delta": 0.1} for step in steps)
+        files.write_bytes(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    write(range(55))
+    site.look(job)
+    write(range(1000))  # a resumed training does steps again
+    site.look(job, 2)
+    events = [event for event in site.store.events_since(job.id, 0) if event.type == "metrics"]
+    steps = [event.data["step"] for event in events]
+    assert steps == sorted(set(steps)) == [*range(0, 1000, 10), 999]
+    assert events[0].data["train_loss"] == 0.5
+    assert site.store.get(job.id).details["phase"] == "train"
+
+
+def test_what_is_wrong_with_one_is_in_nobodys_way(site: Site) -> None:
+    site.job(spec={"name": "x"})
+    job = site.job()
+    assert site.look(job, 2).holds_cluster
+
+
+def test_two_reconcilers_submit_once(site: Site) -> None:
+    job = site.look(site.job())
+    other = Reconciler(site.store, site.cluster, site.storage)
+    seen = site.store.get(job.id)
+    site.reconciler._submit(seen)
+    with pytest.raises(Exception, match="by now"):
+        other._submit(seen)
+    assert site.store.get(job.id).attempt == 1
