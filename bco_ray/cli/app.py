@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from bco_ray.cli.data import app as data_app
+from bco_ray.cli.keys import Database
+from bco_ray.cli.keys import app as keys_app
 from bco_ray.cli.models import app as models_app
 from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, Storage, finish
 from bco_ray.config.environment import prepare_environment
@@ -24,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:
@@ -90,14 +93,15 @@ def serve(
         str, typer.Argument(metavar="[SPEC|MODEL]", help="A spec, name/3, name@prod, name, or a model directory.")
     ] = "",
     storage: Storage = Path("runs"),
-    host: Annotated[str, typer.Option(help="Loopback only, until API keys exist.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the OpenAI-compatible API.")] = 8000,
+    host: Annotated[str, typer.Option(help="Loopback only, until there are API keys (bco keys).")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the OpenAI-compatible API.", min=1, max=65535)] = 8000,
+    database: Database = None,
 ) -> None:
     """Serve a model over HTTP and log its answers and their thumbs. Ctrl-C stops it."""
     from bco_ray.cli import server
 
     model, storage = server.what_to_serve(what, storage)
-    server.serve(model, storage, host=host, port=port)
+    server.serve(model, storage, host=host, port=port, database=database)
 
 
 @app.command()

@@ -72,6 +72,7 @@ def promote(
     version = registry.resolve(reference)
     was = registry.promote(version.name, version.version, alias, _condition(expected))
     finish({"model": version.reference, "alias": f"{version.name}@{alias}", "was": was}, as_json)
+    typer.echo("Servers that follow it switch once it has proved to work; if it does not, /readyz says why.", err=True)
 
 
 @app.command()

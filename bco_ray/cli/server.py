@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from pathlib import Path
@@ -9,12 +10,17 @@ from pathlib import Path
 import ray
 
 from bco_ray.config import load_spec
+from bco_ray.control.keys import KeyStore
 from bco_ray.errors import SpecError
 from bco_ray.pipeline.cluster import cluster
 from bco_ray.pipeline.served import serve_args
+from bco_ray.service.app import build
+from bco_ray.service.args import ServiceArgs
 from bco_ray.serving.server import check_free, check_loopback, start_server
 from bco_ray.storage.registry import Registry
 from bco_ray.telemetry import console
+
+_LOOK_SECONDS = 2.0
 
 
 def what_to_serve(what: str, storage: Path) -> tuple[str, Path]:
@@ -30,10 +36,13 @@ def what_to_serve(what: str, storage: Path) -> tuple[str, Path]:
     return names[0], storage
 
 
-def serve(model: str, storage: Path, *, host: str, port: int) -> None:
+def serve(model: str, storage: Path, *, host: str, port: int, database: str | None = None) -> None:
     """Blocks until SIGINT or SIGTERM, then takes the server down."""
-    args = serve_args(model, storage)
-    check_loopback(host)
+    _require_known(model, storage)
+    args = ServiceArgs.model_validate(serve_args(model, storage).model_dump() | {"database": database})
+    guarded = KeyStore.open(args.storage, database).any()
+    if not guarded:
+        check_loopback(host)
     check_free(host, port)
     name = args.model_id or args.follow[0]
     console.print(f"starting {name} ...", highlight=False)
@@ -42,13 +51,33 @@ def serve(model: str, storage: Path, *, host: str, port: int) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0))
-        handle = start_server(args.model_copy(update={"num_gpus": gpus}), host=host, port=port)
-        console.print(f"{name} on {handle.url} [dim](loopback only: no API keys are configured)[/]")
+        args = args.model_copy(update={"num_gpus": gpus})
+        handle = start_server(args, host=host, port=port, build=build, guarded=guarded)
+        who = "who has a key: bco keys list" if guarded else "loopback only: no API keys are configured"
+        console.print(f"{name} on {handle.url} [dim]({who})[/]")
         console.print(curl_line(handle.url, name), soft_wrap=True, highlight=False, markup=False)
-        while not stop.wait(1.0):
-            pass
+        told: dict[str, str] = {}
+        while not stop.wait(_LOOK_SECONDS):
+            told = _tell_refused(handle.refused(), told)
         console.print("stopping ...")
         handle.stop()
+
+
+def _require_known(what: str, storage: Path) -> None:
+    """Raises SpecError for what is neither a directory nor registered: nobody means the hub by a bare name."""
+    name, names = re.split(r"[@/]", what)[0], Registry(storage).names()
+    if Path(what).expanduser().exists() or name in names or what.startswith(("/", ".", "~")):
+        return
+    there = f"registered there are: {', '.join(names)}" if names else "nothing is registered there"
+    raise SpecError(f"{what}: no such directory and no such model in {storage} ({there}). Is it the right --storage?")
+
+
+def _tell_refused(refused: dict[str, str], told: dict[str, str]) -> dict[str, str]:
+    """What should be served and cannot, said once."""
+    for reference, reason in refused.items():
+        if told.get(reference) != reason:
+            console.print(f"[bold red]{reference} is not served:[/] {reason}", highlight=False, soft_wrap=True)
+    return refused
 
 
 def curl_line(url: str, model: str) -> str:

@@ -1,0 +1,1 @@
+"""The whole server: the model service and the job service on one port."""

@@ -1,0 +1,114 @@
+"""The Ray Serve application of the whole server: `bco_ray.service.app:build` in a Serve config.
+
+The gateways answer for models, files and jobs; one more process looks after the jobs. (Serve reads `build`'s
+annotation at run time, so this module must not postpone its annotations.)
+"""
+
+import asyncio
+from typing import Any
+
+import sqlalchemy as sa
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from bco_ray.control.delivering import Deliverer
+from bco_ray.control.files import FileStore
+from bco_ray.control.http import files_routes, job_routes, webhook_routes
+from bco_ray.control.job import Job
+from bco_ray.control.jobs import JobStore
+from bco_ray.control.keys import KeyStore
+from bco_ray.control.outgoing import Sender
+from bco_ray.control.places import Places
+from bco_ray.control.ray_jobs import RayJobs
+from bco_ray.control.reconciler import Reconciler, Room
+from bco_ray.control.service import JobService
+from bco_ray.control.states import Status
+from bco_ray.control.webhooks import Event, WebhookStore
+from bco_ray.service.args import ServiceArgs
+from bco_ray.serving.app import Gateway, application
+from bco_ray.serving.http.api import Extension
+from bco_ray.storage.database import open_database
+from bco_ray.telemetry import logger
+from bco_ray.web.access import require
+
+_LOOK_SECONDS = 1.0
+_EVENTS: dict[Status, Event] = {
+    "succeeded": "fine_tuning.job.succeeded",
+    "failed": "fine_tuning.job.failed",
+    "cancelled": "fine_tuning.job.cancelled",
+}
+
+
+def build(args: ServiceArgs) -> Application:
+    """The application. Raises ModelError before anything is started if there is nothing to serve."""
+    jobs = serve.deployment(
+        Jobs, num_replicas=1, ray_actor_options={"num_cpus": 0}, logging_config={"enable_access_log": False}
+    )
+    return application(args, FullGateway, jobs.bind(args))
+
+
+class FullGateway(Gateway):
+    """Answers for files and jobs too. What happens to jobs is another process's business: they meet in the database."""
+
+    def __init__(self, args: ServiceArgs, director: DeploymentHandle, jobs: DeploymentHandle) -> None:
+        super().__init__(args, director)
+        self._args = args
+
+    def _extras(self) -> dict[str, Any]:
+        engine = open_database(self._args.storage, self._args.database)
+        keys = KeyStore.open(self._args.storage, self._args.database)
+        return {"keys": keys, "more": extension(self._args, engine, keys)}
+
+
+def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore) -> Extension:
+    """The job service's routes over these stores."""
+    read, submit, upload = (require(action) for action in ("read", "submit", "upload"))
+    files = FileStore(engine, args.storage / "files")
+    named = args.allowed_places
+    places = Places([str(args.storage), *(named or ())], lambda: named is None and not keys.any())
+    webhooks = WebhookStore(engine)
+    service = JobService(job_store(engine, webhooks), files, args.storage, places)
+    routers = [
+        files_routes.router(files, caller=read, submit=upload),
+        job_routes.router(service, caller=read, submit=submit, queued_limit=args.max_queued_jobs_per_project),
+        webhook_routes.router(webhooks, caller=submit, allow_private=args.private_webhooks),
+    ]
+    return Extension(routers, job_routes.as_api_error, {"/v1/files": files_routes.MAX_UPLOAD_BYTES})
+
+
+def job_store(engine: sa.Engine, webhooks: WebhookStore) -> JobStore:
+    """Whoever ends a job, its project's webhooks will be told."""
+
+    def ended(connection: sa.Connection, job: Job) -> None:
+        webhooks.enqueue(connection, job.project, _EVENTS[job.status], {"id": job.id})
+
+    return JobStore(engine, ended)
+
+
+class Jobs:
+    """Looks after the jobs for as long as it lives; whoever replaces it goes on."""
+
+    async def __init__(self, args: ServiceArgs) -> None:  # type: ignore[misc]  # Serve awaits it
+        engine = open_database(args.storage, args.database)
+        webhooks = WebhookStore(engine)
+
+        room = Room(args.max_jobs, lambda _: args.max_jobs_per_project)
+        store = job_store(engine, webhooks)
+        self._reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room)
+        self._deliverer = Deliverer(webhooks, Sender(allow_private=args.private_webhooks))
+        self._tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._deliverer.run())]
+
+    async def check_health(self) -> None:
+        """Serve's hook: one that looks no more is replaced."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    async def _look(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._reconciler.run_once)
+            except Exception:  # noqa: BLE001  whatever it was, the next look may be better
+                logger.exception("the jobs cannot be looked after")
+            await asyncio.sleep(_LOOK_SECONDS)

@@ -1,0 +1,282 @@
+"""The whole HTTP surface with keys: who may what, and jobs as the stock client drives them (the training is a fake)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from bco_ray.control.deciding import RayState
+from bco_ray.control.keys import KeyStore, Limits
+from bco_ray.control.reconciler import Reconciler
+from bco_ray.control.webhooks import WebhookStore
+from bco_ray.service.app import extension, job_store
+from bco_ray.service.args import ServiceArgs
+from bco_ray.serving.engines.protocol import Health, Load
+from bco_ray.serving.http.api import create_api
+from bco_ray.storage.database import open_database
+from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.job_directory import JobDirectory
+
+VOTES = b"".join(
+    json.dumps({"prompt": f"q{n}", "completion": "yes", "label": bool(n % 2)}).encode() + b"\n" for n in range(20)
+)
+OPEN = {"/healthz", "/readyz"}
+
+
+class NoModels:
+    """A catalog without any."""
+
+    def models(self) -> list[Any]:
+        return []
+
+    def refused(self) -> dict[str, str]:
+        return {}
+
+    async def health(self) -> Health:
+        return Health(True)
+
+    async def load(self) -> Load:
+        return Load(0, 0)
+
+
+@dataclass
+class Site:
+    app: FastAPI
+    keys: KeyStore
+    storage: Path
+    reconciler: Reconciler
+    says: dict[str, RayState]
+
+    def key(self, role: str, project: str = "acme", **limits: int) -> str:
+        return self.keys.create(project, role, role, limits=Limits(**limits), actor="test")[1]
+
+    def http(self, key: str | None = None) -> TestClient:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        return TestClient(self.app, headers=headers, raise_server_exceptions=False)
+
+    def client(self, key: str) -> openai.OpenAI:
+        http: Any = self.http(key)
+        return openai.OpenAI(base_url="http://testserver/v1", api_key=key, http_client=http, max_retries=0)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    args = ServiceArgs(model_id="m/1", model_dir=tmp_path, storage=tmp_path, allowed_places=["/models"])
+    engine, keys, log = open_database(tmp_path), KeyStore.open(tmp_path), FeedbackLog.open(tmp_path)
+    app = create_api(NoModels(), log, keys=keys, more=extension(args, engine, keys))  # type: ignore[arg-type]
+    says: dict[str, RayState] = {}
+    cluster: Any = SimpleNamespace(
+        submit=lambda submission, *_: says.setdefault(submission, "running"),
+        state=lambda submission: says.get(submission, "unknown"),
+        stop=lambda submission: says.update({submission: "stopped"}),
+    )
+    reconciler = Reconciler(job_store(engine, WebhookStore(engine)), cluster, tmp_path)
+    with TestClient(app):
+        yield Site(app, keys, tmp_path, reconciler, says)
+    log.close()
+
+
+def create(client: openai.OpenAI, **changes: Any) -> Any:
+    body = {"model": "/models/base", "training_file": "feedback", **changes}
+    return client.fine_tuning.jobs.create(**body)
+
+
+# --- who may ---------------------------------------------------------------------------------------------------------
+
+
+def every_route(app: FastAPI) -> list[tuple[str, str]]:
+    routes = [(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods]
+    assert len(routes) > 30
+    return routes
+
+
+def test_nothing_but_health_answers_without_a_key(site: Site) -> None:
+    site.key("admin")
+    for method, path in every_route(site.app):
+        reply = site.http().request(method, re.sub(r"\{[^}]*\}", "x", path), json={})
+        allowed = {200, 503} if path in OPEN else {401, 422} if path == "/v1/feedback" else {401}
+        assert reply.status_code in allowed, (method, path, reply.text)
+
+
+def test_a_vote_needs_a_key_or_the_token_that_came_with_the_answer(site: Site) -> None:
+    key = site.key("infer")
+    vote = {"response_id": "chatcmpl-x", "label": True}
+    assert site.http().post("/v1/feedback", json=vote).status_code == 401
+    assert site.http().post("/v1/feedback", json={**vote, "feedback_token": "9.x"}).status_code == 403
+    assert site.http(key).post("/v1/feedback", json=vote).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "path", "may"),
+    [
+        ("infer", "POST", "/v1/chat/completions", True),
+        ("infer", "GET", "/v1/fine_tuning/jobs", False),
+        ("infer", "GET", "/v1/feedback", False),
+        ("infer", "GET", "/metrics", False),
+        ("read", "GET", "/v1/fine_tuning/jobs", True),
+        ("read", "GET", "/v1/registry/models", True),
+        ("read", "POST", "/v1/fine_tuning/jobs", False),
+        ("read", "POST", "/v1/files", False),
+        ("submit", "POST", "/v1/fine_tuning/jobs", True),
+        ("submit", "POST", "/v1/registry/models/m/promote", False),
+        ("submit", "POST", "/v1/registry/models/m/canary", False),
+        ("admin", "POST", "/v1/registry/models/m/promote", True),
+    ],
+)
+def test_roles(site: Site, role: str, method: str, path: str, may: bool) -> None:
+    reply = site.http(site.key(role)).request(method, path, json={})
+    assert (reply.status_code == 403) != may, reply.text
+    assert reply.status_code < 500
+    if not may:
+        assert reply.json()["error"]["code"] == "insufficient_permissions"
+
+
+def test_a_project_sees_its_own_and_nothing_else(site: Site) -> None:
+    ours, theirs = site.client(site.key("submit")), site.client(site.key("submit", "rival"))
+    job, file = create(ours), ours.files.create(file=("v.jsonl", VOTES), purpose="fine-tune")
+    assert [one.id for one in theirs.fine_tuning.jobs.list()] == []
+    for path in (f"/v1/fine_tuning/jobs/{job.id}{end}" for end in ("", "/events", "/checkpoints", "/logs")):
+        reply = site.http(theirs.api_key).get(path)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found"), path
+    for verb in ("cancel", "pause", "resume"):
+        assert site.http(theirs.api_key).post(f"/v1/fine_tuning/jobs/{job.id}/{verb}").status_code == 404
+    with pytest.raises(openai.NotFoundError):
+        create(theirs, training_file=file.id)
+    with pytest.raises(openai.NotFoundError):
+        theirs.files.content(file.id)
+    assert ours.fine_tuning.jobs.retrieve(job.id).status == "validating_files"
+
+
+# --- the life of a job -----------------------------------------------------------------------------------------------
+
+
+def test_from_upload_to_model(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
+    method: Any = {"type": "bco", "bco": {"hyperparameters": {"n_epochs": 3, "beta": 0.2}}}
+    job = create(
+        client, training_file=file.id, method=method, suffix="bot", seed=5, metadata={"team": "a"},
+        extra_body={"spec": {"training": {"num_workers": 1}}, "priority": 2},
+    )  # fmt: skip
+    assert (job.object, job.status, job.training_file, job.seed) == ("fine_tuning.job", "validating_files", file.id, 5)
+    assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (3, 128)
+    assert job.method.type == "bco"
+    site.reconciler.run_once()
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "queued"
+    site.reconciler.run_once()
+    site.reconciler.run_once()
+    directory = JobDirectory(site.storage, job.id)
+    assert str(site.storage / "files" / file.id) in directory.spec.read_text()
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
+    directory.write("outcome", {"model": "bot/1", "trained_tokens": 9, "evaluation": {"eval_auc": 0.9}})
+    site.says[f"{job.id}-1"] = "succeeded"
+    site.reconciler.run_once()
+    done = client.fine_tuning.jobs.retrieve(job.id)
+    assert (done.status, done.fine_tuned_model, done.trained_tokens) == ("succeeded", "bot/1", 9)
+    messages = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=2)]
+    assert messages[0] == "The job has successfully completed."
+    assert messages[-1] == "Created fine-tuning job."
+    assert [one.id for one in client.fine_tuning.jobs.list(metadata={"team": "a"})] == [job.id]
+    assert list(client.fine_tuning.jobs.list(metadata={"team": "b"})) == []
+    assert list(client.fine_tuning.jobs.checkpoints.list(job.id)) == []
+
+
+def test_pause_resume_cancel(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    job = create(client)
+    for _ in range(3):
+        site.reconciler.run_once()
+    assert client.fine_tuning.jobs.pause(job.id).status == "paused"
+    site.reconciler.run_once()
+    assert site.says == {f"{job.id}-1": "stopped"}
+    assert client.fine_tuning.jobs.resume(job.id).status == "queued"
+    for _ in range(3):
+        site.reconciler.run_once()
+    assert site.says[f"{job.id}-2"] == "running"
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    for steer in (client.fine_tuning.jobs.cancel, client.fine_tuning.jobs.pause, client.fine_tuning.jobs.resume):
+        with pytest.raises(openai.ConflictError, match="is cancelled and cannot become"):
+            steer(job.id)
+
+
+def test_a_retried_create_is_the_same_job(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    headers = {"Idempotency-Key": "k"}
+    assert create(client, extra_headers=headers).id == create(client, extra_headers=headers).id
+    with pytest.raises(openai.ConflictError) as raised:
+        create(client, seed=4, extra_headers=headers)
+    assert raised.value.response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"training_file": f"file-{'0' * 24}"}, openai.NotFoundError, "no such file"),
+        ({"model": "/etc/passwd"}, openai.BadRequestError, "model.base: /etc/passwd: not among the places"),
+        ({"model": "/models/../etc"}, openai.BadRequestError, "not among the places"),
+        ({"training_file": "/etc/*"}, openai.BadRequestError, "data.feedback.0: /etc/"),
+        ({"training_file": "s3://bucket/votes"}, openai.BadRequestError, "not among the places"),
+        ({"method": {"type": "ppo"}}, openai.BadRequestError, "method.type: ppo: there are bco"),
+        ({"validation_file": "file-1"}, openai.BadRequestError, "validation_file: votes are held out"),
+        ({"integrations": [{"type": "wandb"}]}, openai.BadRequestError, "integrations"),
+        (
+            {"extra_body": {"spec": {"output": {"storage": "/"}}}},
+            openai.BadRequestError,
+            "spec.output: is the",
+        ),
+        ({"extra_body": {"spec": {"name": "x"}}}, openai.BadRequestError, "spec.name: is the job's id"),
+        ({"extra_body": {"spec": {"traning": {}}}}, openai.BadRequestError, "did you mean training"),
+        (
+            {"extra_body": {"spec": {"scoring": {"classifier": "/etc/x.json"}}}},
+            openai.BadRequestError,
+            "scoring.c",
+        ),
+        ({"extra_body": {"spec": 3}}, openai.UnprocessableEntityError, "spec"),
+        ({"extra_body": {"entrypoint": "rm"}}, openai.UnprocessableEntityError, "entrypoint"),
+        ({"suffix": "../x"}, openai.UnprocessableEntityError, "suffix"),
+        (
+            {"method": {"type": "bco", "bco": {"hyperparameters": {"beta": -1}}}},
+            openai.UnprocessableEntityError,
+            "beta",
+        ),
+        ({"hyperparameters": {"learning_rate_multiplier": 2}}, openai.BadRequestError, "say learning_rate"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once(site: Site, changes: Any, error: type[Exception], says: str) -> None:
+    client = site.client(site.key("submit"))
+    with pytest.raises(error, match=re.escape(says)):
+        create(client, **changes)
+    assert list(client.fine_tuning.jobs.list()) == []
+
+
+def test_a_log_is_followed_to_the_end_of_the_job(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    job = create(client)
+    site.reconciler.run_once()
+    directory = JobDirectory(site.storage, job.id)
+    directory.log.write_bytes(b"one\n")
+    assert site.http(client.api_key).get(f"/v1/fine_tuning/jobs/{job.id}/logs").text == "one\n"
+    client.fine_tuning.jobs.cancel(job.id)
+    reply: httpx.Response = site.http(client.api_key).get(
+        f"/v1/fine_tuning/jobs/{job.id}/logs", params={"follow": True}
+    )
+    assert (reply.text, reply.headers["content-type"]) == ("one\n", "text/plain; charset=utf-8")
+
+
+@pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs?after=x", "/v1/fine_tuning/jobs/{}/events?after=x",
+                                  "/v1/fine_tuning/jobs/{}/checkpoints?after=x"])  # fmt: skip
+def test_an_unknown_place_in_a_list_is_a_mistake(site: Site, path: str) -> None:
+    client = site.client(site.key("submit"))
+    reply = site.http(client.api_key).get(path.format(create(client).id))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "after")
