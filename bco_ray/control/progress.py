@@ -30,7 +30,7 @@ class Follower:
         """The job's `details` as they are now, and the events since those it has."""
         progress, resolved = directory.progress, directory.resolved
         run = Path(resolved["run"]) if resolved else None
-        details = {**job.details, **_phase(progress), **(_training(run) if run else {})}
+        details = {**job.details, "waiting_for": None, **_phase(progress), **(_training(run) if run else {})}
         news = [News(f"Phase {details['phase']}.")] if details.get("phase") != job.details.get("phase") else []
         if resolved and "spec" not in job.details:
             details["spec"] = resolved["spec"]

@@ -105,8 +105,7 @@ class Reconciler:
 
     def _submit(self, job: Job) -> None:
         if waiting := self._no_room(job):
-            if job.details.get("waiting_for") != waiting:
-                self._store.note(job, details={**job.details, "waiting_for": waiting})
+            self._waits_for(job, waiting)
             return
         attempt = job.attempt + 1
         details = {**job.details, "waiting_for": None, "checkpoint_at_start": job.details.get("checkpoint_step")}
@@ -128,12 +127,22 @@ class Reconciler:
         return None
 
     def _send(self, job: Job) -> None:
-        self._cluster.submit(job.submission or "", job.id, job.attempt)
+        try:
+            self._cluster.submit(job.submission or "", job.id, job.attempt)
+        except ClusterError as error:
+            self._waits_for(job, f"the cluster: {error}")
+            raise
+
+    def _waits_for(self, job: Job, what: str) -> None:
+        if job.details.get("waiting_for") != what:
+            self._store.note(job, details={**job.details, "waiting_for": what})
 
     def _watch(self, job: Job, *, running: bool) -> None:
         if running and job.status == "queued":
             job = self._store.move(job.id, "running", News("Fine-tuning job started."), seen=job)
         details, news = self._follower.look(job, JobDirectory(self._storage, job.id))
+        if not running:
+            details["waiting_for"] = "the cluster to start it"
         changes: dict[str, Any] = {} if details == job.details else {"details": details}
         if job.seen_at is None:
             changes["seen_at"] = time.time()

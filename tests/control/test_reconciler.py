@@ -185,6 +185,20 @@ def test_a_cluster_that_is_down_changes_nothing(site: Site) -> None:
     assert site.look(job, 3) == before
 
 
+def test_a_job_says_that_it_waits_for_the_cluster(site: Site) -> None:
+    job = site.look(site.job())
+
+    def busy(*_: object) -> None:
+        raise ClusterError("No available agent")
+
+    site.cluster.submit = busy  # type: ignore[method-assign]
+    assert site.look(job, 2).details["waiting_for"] == "the cluster: No available agent"
+    del site.cluster.submit
+    assert site.look(job, 2).details["waiting_for"] == "the cluster to start it"
+    site.cluster.says[f"{job.id}-1"] = "running"
+    assert site.look(job).details["waiting_for"] is None
+
+
 def test_projects_and_the_server_have_limits_and_say_so(tmp_path: Path) -> None:
     site = Site(tmp_path, Room(jobs=2, of_project=lambda project: 1 if project == "acme" else None))
     acme, second, other, third = site.job(), site.job(), site.job("other"), site.job("other")
