@@ -11,6 +11,7 @@ from bco_ray.errors import SpecError
 from bco_ray.storage.registry import NAME
 
 _REGISTERED = re.compile(rf"{NAME}(/\d+|@[A-Za-z0-9_-]+)?")
+_MODELS = frozenset({"model.base", "model.reference", "scoring.embedding"})
 _OWN_LOG = re.compile(r"feedback(:\d+)?")
 
 
@@ -25,7 +26,8 @@ class Places:
 
     def check(self, field: str, place: str) -> None:
         """Raises SpecError."""
-        if self.unguarded() or _REGISTERED.fullmatch(place) or _OWN_LOG.fullmatch(place):
+        ours = _REGISTERED if field in _MODELS else _OWN_LOG
+        if self.unguarded() or ours.fullmatch(place):
             return
         if any(_below(place, root) for root in self.allowed):
             return

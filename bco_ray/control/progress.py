@@ -56,7 +56,7 @@ class Follower:
 
 
 def _phase(progress: Json) -> Json:
-    return {name: progress.get(name) for name in ("phase", "percent", "eta_seconds") if progress.get("phase")}
+    return {name: progress.get(name) for name in ("phase", "percent", "eta_seconds", "at") if progress.get("phase")}
 
 
 def _training(run: Path) -> Json:

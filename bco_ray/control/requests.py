@@ -123,6 +123,8 @@ def spec_of(request: JobRequest, job_id: str, storage: str, *, log: str, registe
     }  # fmt: skip
     for name, values in said.items():
         sections[name] = {**sections.get(name, {}), **values}
+    if isinstance(sections["training"].get("deepspeed"), str):
+        raise SpecError("spec.training.deepspeed: no file of the server is read for a request; send the JSON.")
     output = {"storage": storage, "register_as": register_as}
     return parse_spec({"name": job_id, **sections, "output": output}, where="the request")
 

@@ -66,7 +66,7 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore) -> Extension
     read, submit, upload = (require(action) for action in ("read", "submit", "upload"))
     files = FileStore(engine, args.storage / "files")
     named = args.allowed_places
-    places = Places([str(args.storage), *(named or ())], lambda: named is None and not keys.any())
+    places = Places([str(args.storage / "models"), *(named or ())], lambda: named is None and not keys.any())
     webhooks = WebhookStore(engine)
     service = JobService(job_store(engine, webhooks), files, args.storage, places)
     routers = [

@@ -10,7 +10,8 @@ from bco_ray.serving.args import ServeArgs
 class ServiceArgs(ServeArgs):
     """`database`: a PostgreSQL URL for keys, files and jobs (else `bco.db`; the feedback log stays there). `max_jobs`
     on the cluster at once, and of one project. `allowed_places`: directories and URIs that jobs may name; none: every
-    place as long as there are no API keys, then only the storage. `private_webhooks`: also to addresses inside.
+    place as long as there are no API keys, then only what is registered or uploaded.
+    `private_webhooks`: also to addresses inside.
     """
 
     database: str | None = None

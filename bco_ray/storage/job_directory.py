@@ -11,7 +11,6 @@ error.json     why this attempt's driver gave up, if another one would too
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +67,6 @@ class JobDirectory:
                 return file.read(limit)
         except FileNotFoundError:
             return b""
-
-    def remove(self) -> None:
-        """All of it."""
-        shutil.rmtree(self.path, ignore_errors=True)
 
     def _facts(self, name: str) -> Json | None:
         found: Json | None = self._read(name)

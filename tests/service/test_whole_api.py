@@ -155,6 +155,9 @@ def test_a_project_sees_its_own_and_nothing_else(site: Site) -> None:
         create(theirs, training_file=file.id)
     with pytest.raises(openai.NotFoundError):
         theirs.files.content(file.id)
+    for place in (f"{site.storage}/files/{file.id}/content.jsonl", f"{site.storage}/bco.db"):
+        with pytest.raises(openai.BadRequestError, match="not among the places"):
+            create(theirs, training_file=place)
     assert ours.fine_tuning.jobs.retrieve(job.id).status == "validating_files"
 
 
@@ -226,6 +229,12 @@ def test_a_retried_create_is_the_same_job(site: Site) -> None:
         ({"model": "/etc/passwd"}, openai.BadRequestError, "model.base: /etc/passwd: not among the places"),
         ({"model": "/models/../etc"}, openai.BadRequestError, "not among the places"),
         ({"training_file": "/etc/*"}, openai.BadRequestError, "data.feedback.0: /etc/"),
+        ({"training_file": "votes.jsonl"}, openai.BadRequestError, "not among the places"),
+        (
+            {"extra_body": {"spec": {"training": {"deepspeed": "/etc/x.json"}}}},
+            openai.BadRequestError,
+            "no file of the server",
+        ),
         ({"training_file": "s3://bucket/votes"}, openai.BadRequestError, "not among the places"),
         ({"method": {"type": "ppo"}}, openai.BadRequestError, "method.type: ppo: there are bco"),
         ({"validation_file": "file-1"}, openai.BadRequestError, "validation_file: votes are held out"),
