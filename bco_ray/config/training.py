@@ -56,11 +56,13 @@ class CheckpointSpec(Section):
 class TrainingSpec(Section):
     """The optimizer and the gang. `auto`: learning rate from model size and adapter, micro-batch from the machine.
 
-    `num_workers`: a number, or [fewest, most] to train on as many as there is room for. `max_failures`: restarts in a
-    row without a new checkpoint. `hang_seconds` without a step end a worker.
+    `learning_rate_multiplier` times that rate is used. `num_workers`: a number, or [fewest, most] to train on as many
+    as there is room for. `max_failures`: restarts in a row without a new checkpoint. `hang_seconds` without a step end
+    a worker. `start`: `<run>:<step>`, a checkpoint of another run in this storage, from which this one goes on.
     """
 
     learning_rate: Positive | Auto = "auto"
+    learning_rate_multiplier: Positive = 1.0
     num_train_epochs: int = Field(default=1, ge=1)
     rows_per_step: int = Field(default=128, ge=2)
     max_length: int = Field(default=2048, ge=8)
@@ -78,6 +80,7 @@ class TrainingSpec(Section):
     hang_seconds: float = Field(default=1800, ge=1, allow_inf_nan=False)
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
     seed: int = 0
+    start: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*:\d+$")] | None = None
 
     @property
     def workers(self) -> tuple[int, int]:

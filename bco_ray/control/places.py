@@ -12,7 +12,7 @@ from bco_ray.storage.registry import NAME
 
 _REGISTERED = re.compile(rf"{NAME}(/\d+|@[A-Za-z0-9_-]+)?")
 _MODELS = frozenset({"model.base", "model.reference", "scoring.embedding"})
-_OWN_LOG = re.compile(r"feedback(:\d+)?")
+_OWN_LOG = re.compile(r"feedback(:(\d+\.\.)?\d*)?")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from bco_ray.config.environment import prepare_environment
 prepare_environment()  # before anything imports ray
 
 from bco_ray.config import load_spec  # noqa: E402
+from bco_ray.config.load import parse_spec  # noqa: E402
 from bco_ray.errors import BcoError, ClusterError, InterruptedRunError  # noqa: E402
 from bco_ray.pipeline.cluster import cluster_for  # noqa: E402
 from bco_ray.pipeline.resolve import ResolvedJob, resolve  # noqa: E402
@@ -57,7 +58,8 @@ def main(storage: Path, job_id: str, attempt: int) -> int:
 
 
 def _run(directory: JobDirectory) -> None:
-    job = resolve(load_spec(directory.spec))
+    before = directory.resolved  # of an earlier attempt: aliases and the log may mean something else by now
+    job = resolve(parse_spec(before["spec"], where=str(directory.path)) if before else load_spec(directory.spec))
     directory.write("resolved", {"spec": job.spec.model_dump(mode="json"), "run": str(job.run_directory)})
     with cluster_for(job):
         outcome = run_job(job, Phases(told=_Written(directory)))

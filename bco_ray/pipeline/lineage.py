@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import bco_ray
+from bco_ray.pipeline.own_log import manifest_of
 from bco_ray.storage import files
 from bco_ray.storage.export import load_manifest
 from bco_ray.storage.records import load_records
@@ -45,9 +46,9 @@ _COUNTS = {"read", "kept", "drops", "answers"}
 
 def _watermarks(job: ResolvedJob) -> dict[str, int]:
     """The last event of the server's own log in each manifest that the spec pins, by its entry (`feedback:3`)."""
-    own = [entry for entry in job.spec.data.feedback if entry.startswith("feedback:")]
+    pinned = {entry: manifest_of(entry) for entry in job.spec.data.feedback}
     directory = job.storage / "feedback"
-    return {entry: load_manifest(directory, int(entry.partition(":")[2])).watermark for entry in own}
+    return {entry: load_manifest(directory, number).watermark for entry, number in pinned.items() if number}
 
 
 def _shard_digests(job: ResolvedJob, scored: ScoredManifest) -> dict[str, str]:

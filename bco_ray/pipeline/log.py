@@ -10,18 +10,16 @@ from pathlib import Path
 
 from bco_ray.config import DataSpec
 from bco_ray.config.spec import DEFAULT_LABEL_MAP, FieldMap
-from bco_ray.errors import SpecError, StorageError
+from bco_ray.errors import StorageError
 from bco_ray.feedback.formats.registry import by_name, detect, mapped
 from bco_ray.feedback.importing import ImportStage
 from bco_ray.feedback.lines import first_rows
 from bco_ray.feedback.records import RecordsJob, bits_for, read_records
 from bco_ray.feedback.settling import Rules, SettleStage
 from bco_ray.feedback.sources import SourceFile, expand
+from bco_ray.pipeline.own_log import is_own, own_log
 from bco_ray.storage import files
-from bco_ray.storage.database import DATABASE
 from bco_ray.storage.erasures import erased_names
-from bco_ray.storage.export import FeedbackManifest, export, load_manifest, verify_segments
-from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.quarantine import Quarantine
 from bco_ray.storage.records import RecordsManifest, load_records
 from bco_ray.storage.salt import user_salt
@@ -87,14 +85,16 @@ class ResolvedLog:
         )
 
 
-def resolve_log(data: DataSpec, storage: Path) -> ResolvedLog:
-    """Pin what the entries mean now. Raises SpecError or DataError naming the entry."""
-    own = [entry for entry in data.feedback if entry == "feedback" or entry.startswith("feedback:")]
-    manifests = [own_log(storage, entry) for entry in own]
-    segments = [str(storage / "feedback" / segment.file) for manifest in manifests for segment in manifest.segments]
-    others = [s for s in expand([entry for entry in data.feedback if entry not in own]) if s.path not in segments]
+def resolve_log(data: DataSpec, storage: Path, model: str = "") -> ResolvedLog:
+    """Pin what the entries mean now; `model`: the registered name whose last round `feedback:` goes on from.
+
+    Raises SpecError or DataError naming the entry.
+    """
+    own = [own_log(storage, entry, model) for entry in data.feedback if is_own(entry)]
+    segments = [path for log in own for path in log.segments]
+    others = [s for s in expand([e for e in data.feedback if not is_own(e)]) if s.path not in segments]
     sources = [replace(s, format="canonical") for s in expand(segments)] + with_formats(others, data.format)
-    pinned = [f"feedback:{manifest.number}" for manifest in manifests] + [source.path for source in others]
+    pinned = [log.entry for log in own] + [source.path for source in others]
     data = data.model_copy(update={"feedback": list(dict.fromkeys(pinned))})
     return ResolvedLog(data, storage, tuple(sources), erased_names(storage), user_salt(storage))
 
@@ -131,20 +131,3 @@ def with_formats(sources: Sequence[SourceFile], wanted: str | FieldMap) -> list[
 def _detected(source: SourceFile) -> SourceFile:
     rows = first_rows(source)
     return replace(source, format=detect(rows, where=source.path).name if rows else "canonical")
-
-
-def own_log(storage: Path, entry: str) -> FeedbackManifest:
-    """The manifest that `feedback` (everything up to now, exported) or `feedback:<n>` means."""
-    number = entry.partition(":")[2]
-    if number:
-        if not (number.isascii() and number.isdigit()):
-            raise SpecError(f"data.feedback: {entry}: write feedback or feedback:<manifest number>.")
-        manifest: FeedbackManifest | None = load_manifest(storage / "feedback", int(number))
-    elif not (storage / DATABASE).is_file():
-        manifest = None
-    else:
-        manifest = export(FeedbackLog.open(storage), storage / "feedback")
-    if manifest is None:
-        raise SpecError(f"data.feedback: the server's log in {storage} has no votes yet (--storage names another).")
-    verify_segments(storage / "feedback", manifest)
-    return manifest

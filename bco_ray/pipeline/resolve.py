@@ -21,6 +21,11 @@ LARGE_MODEL_WEIGHTS = 3_000_000_000
 SCORED_AT_ONCE = 4096
 """Tokens of one forward of the reference pass where the spec leaves the micro-batch open."""
 
+_NOT_IN_WEIGHTS = {
+    "num_workers", "resources_per_worker", "max_failures", "hang_seconds", "checkpoint", "learning_rate_multiplier",
+}  # fmt: skip
+"""Of `training`: what does not change the weights, or only through another field."""
+
 SCORING_FORMAT = 4
 """Part of every scored directory's address: raised when the same rows would come out as other tokens or numbers."""
 
@@ -125,9 +130,9 @@ class ResolvedJob:
     @property
     def run_identity(self) -> dict[str, object]:
         """Everything that the trained weights depend on, but how many workers compute them."""
-        training = self.spec.training.model_dump(
-            exclude={"num_workers", "resources_per_worker", "max_failures", "hang_seconds", "checkpoint"}
-        )
+        training = self.spec.training.model_dump(exclude=_NOT_IN_WEIGHTS)
+        if training["start"] is None:
+            del training["start"]
         return {
             "scored": self.scored_directory.name,
             "model": self.model_fingerprint,
@@ -142,6 +147,20 @@ class ResolvedJob:
         """`runs/<name>-<digest>`: an equal spec on equal data finds its own run again, another one never does."""
         return self.storage / "runs" / f"{self.spec.name}-{files.digest(self.run_identity)[:8]}"
 
+    @property
+    def checkpoint_place(self) -> str:
+        """Where the run's checkpoints are: a directory or URI of its own, even where many runs share a storage."""
+        place = self.spec.training.checkpoint.storage
+        if place is None:
+            return str(self.run_directory / "checkpoints")
+        place = place if "://" in place else str(Path(place).expanduser().resolve())
+        return f"{place.rstrip('/')}/{self.run_directory.name}"
+
+    @property
+    def checkpoint_identity(self) -> dict[str, str]:
+        """What a checkpoint belongs to."""
+        return {"run": self.run_directory.name}
+
 
 def resolve(spec: JobSpec) -> ResolvedJob:
     """Pin what the spec refers to. Raises SpecError, DataError or ModelError naming the field."""
@@ -149,7 +168,7 @@ def resolve(spec: JobSpec) -> ResolvedJob:
     directory, reference = resolve_model(spec.model.base, storage, revision=spec.model.revision)
     reference_directory, reference_name = _resolve_reference(spec, storage, directory)
     load_tokenizer(directory)  # a model that cannot be used is better refused now
-    log = resolve_log(spec.data, storage)
+    log = resolve_log(spec.data, storage, spec.registry_name)
     bf16 = _wants_bf16(spec)
     gain = LOSSES[spec.objective.loss].gain
     spec = spec.model_copy(
@@ -166,7 +185,8 @@ def resolve(spec: JobSpec) -> ResolvedJob:
             ),
             "training": spec.training.model_copy(
                 update={
-                    "learning_rate": _number(spec.training.learning_rate, auto_learning_rate(spec, directory)),
+                    "learning_rate": auto_learning_rate(spec, directory) * spec.training.learning_rate_multiplier,
+                    "learning_rate_multiplier": 1.0,
                     "precision": "bf16" if bf16 else "fp32",
                 }
             ),

@@ -14,6 +14,7 @@ from bco_ray.evaluation.curves import draw_curves
 from bco_ray.evaluation.heldout import evaluate_held_out
 from bco_ray.objective import LOSSES, RewardShift
 from bco_ray.objective.running_moments import shift_from_running_moments
+from bco_ray.pipeline.branching import take_over_checkpoint
 from bco_ray.pipeline.card import model_card
 from bco_ray.pipeline.checking import require_usable
 from bco_ray.pipeline.lineage import lineage_of
@@ -113,6 +114,7 @@ def train_job(job: ResolvedJob, phases: Phases) -> None:
         busy = "another process is training this run; wait for it, or stop it and try again."
         with files.locked(run / ".lock", busy=busy), watching(run, advance):
             files.write_bytes(run / "spec.resolved.yaml", dump_spec(job.spec).encode())
+            take_over_checkpoint(job)
             run_training(
                 train_setup(job),
                 num_workers=job.spec.training.workers,
@@ -156,18 +158,9 @@ def register_job(job: ResolvedJob, evaluation: dict[str, Any]) -> ModelVersion:
     return Registry(job.storage).register(job.spec.registry_name, job.run_directory / "model", lineage)
 
 
-def checkpoint_storage(job: ResolvedJob) -> str | None:
-    """Where the run's checkpoints are, if not in its own directory: every run has one of its own there too."""
-    place = job.spec.training.checkpoint.storage
-    if place is None:
-        return None
-    place = place if "://" in place else str(Path(place).expanduser().resolve())
-    return f"{place.rstrip('/')}/{job.run_directory.name}"
-
-
 def require_fresh_or_resume(job: ResolvedJob, *, resume: bool) -> None:
     """`bco train` does not silently continue a half-done run. Raises SpecError naming the way out."""
-    place = checkpoint_storage(job) or str(job.run_directory / "checkpoints")
+    place = job.checkpoint_place
     try:
         started = bool(CheckpointStore(open_store(place)).steps())
     except OSError as error:
@@ -220,10 +213,10 @@ def train_setup(job: ResolvedJob) -> TrainSetup:
         checkpoint_keep=training.checkpoint.keep,
         checkpoint_keep_best=training.checkpoint.keep_best,
         checkpoint_best=training.checkpoint.best_by,
-        checkpoint_storage=checkpoint_storage(job),
+        checkpoint_storage=job.checkpoint_place,
         hang_seconds=training.hang_seconds,
         seed=training.seed,
-        identity={"run": job.run_directory.name},
+        identity=job.checkpoint_identity,
     )
 
 

@@ -1,0 +1,85 @@
+"""The server's own feedback log as a spec names it: all of it, up to a manifest, or what came since the last round.
+
+feedback         every vote up to now
+feedback:        those that the newest version of the model to be has not been trained on
+feedback:7       every vote up to manifest 7
+feedback:4..7    those that manifest 7 has beyond manifest 4
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bco_ray.errors import SpecError
+from bco_ray.storage.database import DATABASE
+from bco_ray.storage.export import FeedbackManifest, export, load_manifest, verify_segments
+from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.registry import Registry
+
+_ENTRY = re.compile(r"feedback(?::(?:(?:(?P<since>\d+)\.\.)?(?P<until>\d+))?)?")
+
+
+@dataclass(frozen=True)
+class OwnLog:
+    """Manifest `until`, without what manifest `since` had."""
+
+    directory: Path
+    until: FeedbackManifest
+    since: FeedbackManifest | None = None
+
+    @property
+    def entry(self) -> str:
+        """That means the same tomorrow."""
+        return f"feedback:{f'{self.since.number}..' if self.since else ''}{self.until.number}"
+
+    @property
+    def segments(self) -> list[str]:
+        """Paths. A segment never holds votes of two manifests."""
+        seen = self.since.watermark if self.since else 0
+        return [str(self.directory / segment.file) for segment in self.until.segments if segment.from_seq > seen]
+
+
+def is_own(entry: str) -> bool:
+    """Whether an entry of `data.feedback` is meant for the server's log."""
+    return entry == "feedback" or entry.startswith("feedback:")
+
+
+def own_log(storage: Path, entry: str, model: str) -> OwnLog:
+    """What the entry means now. `model`: the name that the result is registered under. Raises SpecError."""
+    match, directory = _ENTRY.fullmatch(entry), storage / "feedback"
+    if match is None:
+        raise SpecError(f"data.feedback: {entry}: write feedback, feedback: or feedback:<manifest number>.")
+    since = match["since"] or (last_round(storage, model) if entry == "feedback:" else None)
+    until = load_manifest(directory, int(match["until"])) if match["until"] else _newest(storage, directory)
+    found = OwnLog(directory, until, load_manifest(directory, int(since)) if since else None)
+    if not found.segments:
+        since_when = f" since manifest {since}, on which {model} was trained" if since else ""
+        raise SpecError(
+            f"data.feedback: {entry}: no votes{since_when}. Vote, or train on feedback, which is all of it."
+        )
+    verify_segments(directory, until)
+    return found
+
+
+def last_round(storage: Path, model: str) -> int | None:
+    """The newest manifest that a version of `model` has been trained on; None if none has."""
+    registry = Registry(storage)
+    lineages = (registry.get(model, version).lineage for version in registry.versions(model))
+    return max((number for lineage in lineages for number in map(manifest_of, lineage.get("feedback") or ()) if number),
+               default=None)  # fmt: skip
+
+
+def manifest_of(entry: str) -> int | None:
+    """The manifest up to which a pinned entry goes; None for one that is not of the server's log."""
+    match = _ENTRY.fullmatch(entry)
+    return int(match["until"]) if match and match["until"] else None
+
+
+def _newest(storage: Path, directory: Path) -> FeedbackManifest:
+    there = (storage / DATABASE).is_file()
+    manifest = export(FeedbackLog.open(storage), directory) if there else None
+    if manifest is None:
+        raise SpecError(f"data.feedback: the server's log in {storage} has no votes yet (--storage names another).")
+    return manifest
