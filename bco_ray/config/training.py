@@ -53,6 +53,16 @@ class CheckpointSpec(Section):
         return self
 
 
+CIRCUMSTANCES = frozenset(
+    {
+        "learning_rate", "learning_rate_multiplier", "lr_scheduler", "warmup_ratio", "weight_decay", "max_grad_norm",
+        "max_tokens_per_micro_batch", "gradient_checkpointing", "deepspeed", "num_workers", "resources_per_worker",
+        "max_failures", "hang_seconds", "checkpoint",
+    }
+)  # fmt: skip
+"""Of `training`: what a checkpoint does not depend on, so that a run that goes on from it may have its own."""
+
+
 class TrainingSpec(Section):
     """The optimizer and the gang. `auto`: learning rate from model size and adapter, micro-batch from the machine.
 

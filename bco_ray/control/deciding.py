@@ -19,12 +19,15 @@ AGAIN_SECONDS = (0.0, 5.0, 15.0, 60.0, 300.0)
 
 @dataclass(frozen=True)
 class Known:
-    """What the cluster and the job's directory say. `error`: of this attempt's driver. `checkpoint`: newest step."""
+    """What the cluster and the job's directory say. `error`: of this attempt's driver. `checkpoint`: newest step.
+    `overdrawn`: what the budget lacks, in words.
+    """
 
     ray: RayState
     outcome: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     checkpoint: int | None = None
+    overdrawn: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def decide(job: Job, known: Known) -> Action | None:
         return _leave(job, known)
     if known.outcome is not None:
         return Succeed()
+    if known.overdrawn is not None:
+        return Fail("budget_exceeded", f"Stopped: {known.overdrawn}. Retry it from its newest checkpoint with more.")
     if not job.holds_cluster:
         return Submit()
     if job.details.get("stopping"):  # it was paused, and taken up again before it had ended

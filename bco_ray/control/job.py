@@ -39,6 +39,14 @@ class Order:
 
 
 @dataclass(frozen=True)
+class WaitingRoom:
+    """How many jobs of one project, and of one key, may wait at once; None: any number."""
+
+    of_project: int | None = None
+    of_key: int | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """A row of `jobs` (see there). Times are unix seconds."""
 

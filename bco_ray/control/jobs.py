@@ -8,7 +8,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from bco_ray.control.job import IllegalMoveError, Job, JobEvent, Json, News, Order, TooManyJobsError, new_id
+from bco_ray.control.job import (
+    IllegalMoveError,
+    Job,
+    JobEvent,
+    Json,
+    News,
+    Order,
+    TooManyJobsError,
+    WaitingRoom,
+    new_id,
+)
 from bco_ray.control.states import ENDED, Status, sources
 from bco_ray.errors import ConflictError, StorageError
 from bco_ray.storage.database import reading, writing
@@ -26,18 +36,17 @@ class JobStore:
         self._engine = engine
         self._ended = ended
 
-    def create(self, order: Order, *, queued_limit: int | None = None) -> tuple[Job, bool]:
+    def create(self, order: Order, room: WaitingRoom = WaitingRoom()) -> tuple[Job, bool]:
         """The new job, or the one that this idempotency key made before; and whether it is new.
 
-        Raises ConflictError if the key was used for another request, TooManyJobsError beyond `queued_limit` waiting
-        jobs of the project.
+        Raises ConflictError if the key was used for another request, TooManyJobsError if there is no more room.
         """
         for _ in range(2):
             try:
                 with writing(self._engine) as connection:
                     if before := _made_before(connection, order):
                         return before, False
-                    _check_room(connection, order.project, queued_limit)
+                    _check_room(connection, order, room)
                     return _insert(connection, order), True
             except StorageError as error:  # PostgreSQL: somebody with the same key was faster
                 if not isinstance(error.__cause__, sa.exc.IntegrityError):
@@ -134,13 +143,18 @@ def _made_before(connection: sa.Connection, order: Order) -> Job | None:
     return None if row is None else _job(row)
 
 
-def _check_room(connection: sa.Connection, project: str, limit: int | None) -> None:
-    if limit is None:
-        return
-    waiting = sa.and_(jobs.c.project == project, jobs.c.status.in_(["validating_files", "queued"]))
-    count = connection.execute(sa.select(sa.func.count()).select_from(jobs).where(waiting)).scalar_one()
-    if count >= limit:
-        raise TooManyJobsError(f"{project} has {count} jobs waiting, of {limit} it may have; wait, or cancel one.")
+def _check_room(connection: sa.Connection, order: Order, room: WaitingRoom) -> None:
+    whose = {
+        f"project {order.project}": (jobs.c.project == order.project, room.of_project),
+        "this key": (jobs.c.created_by == order.created_by, room.of_key),
+    }
+    for who, (theirs, limit) in whose.items():
+        if limit is None:
+            continue
+        waiting = sa.and_(theirs, jobs.c.status.in_(["validating_files", "queued"]))
+        count = connection.execute(sa.select(sa.func.count()).select_from(jobs).where(waiting)).scalar_one()
+        if count >= limit:
+            raise TooManyJobsError(f"{who} has {count} jobs waiting, of {limit} it may have; wait, or cancel one.")
 
 
 def _insert(connection: sa.Connection, order: Order) -> Job:

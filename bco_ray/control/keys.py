@@ -87,6 +87,11 @@ class ApiKey:
         """None: unlimited."""
         return self.limits.requests_per_minute
 
+    @property
+    def queued_jobs(self) -> int | None:
+        """None: unlimited."""
+        return self.limits.queued_jobs
+
     def may(self, action: Action) -> bool:
         """Whether its role may."""
         return may(self.role, action)
@@ -159,6 +164,12 @@ class KeyStore:
         """By id, whether it still works or not. Raises NotFoundError."""
         with reading(self._engine) as connection:
             return _one(connection, _id_in(key_id))
+
+    def running_jobs(self, key_id: str) -> int | None:
+        """How many jobs of a key may be on the cluster; None: no limit, or it is no key (a server without any)."""
+        with reading(self._engine) as connection:
+            limits = connection.execute(sa.select(api_keys.c.limits).where(api_keys.c.id == key_id)).scalar()
+        return None if limits is None else Limits.model_validate(limits).running_jobs
 
     def any(self) -> bool:
         """Whether there ever was a key: once there was, revoking the last one must not open the server to all."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bco_ray.control.budget import Spent, gpus_held
 from bco_ray.control.job import Job, Json, News
 from bco_ray.errors import StorageError
 from bco_ray.storage import files
@@ -16,18 +20,23 @@ from bco_ray.storage.job_directory import JobDirectory
 METRIC_EVENTS = 100
 """About so many of a job's steps become events; `metrics.jsonl` of its run has them all."""
 
+_STATUS = ("step", "total_steps", "waiting_for", "checkpoint_step", "problem", "workers")
 _PLOTTED = ("loss", "learning_rate", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins",
             "rewards/accuracies", "delta", "kl", "auc", "epoch")  # fmt: skip
 
 
 class Follower:
-    """Remembers of each job how much of its metrics has been read."""
+    """Remembers of each job how much of its metrics has been read, and the tokens of each step."""
 
     def __init__(self) -> None:
         self._read: dict[str, tuple[int, int]] = {}  # of the metrics file: its inode, the bytes read
+        self._tokens: defaultdict[str, dict[int, int]] = defaultdict(dict)
 
-    def look(self, job: Job, directory: JobDirectory) -> tuple[Json, list[News]]:
-        """The job's `details` as they are now, and the events since those it has."""
+    def look(self, job: Job, directory: JobDirectory, *, running: bool) -> tuple[Json, list[News]]:
+        """The job's `details` as they are now, and the events since those it has.
+
+        While it is `running` its time is charged; once it is not, the rest up to its driver's last sign of life.
+        """
         progress, resolved = directory.progress, directory.resolved
         run = Path(resolved["run"]) if resolved else None
         details = {**job.details, "waiting_for": None, **_phase(progress), **(_training(run) if run else {})}
@@ -37,22 +46,41 @@ class Follower:
         rows = list(self._rows(job, run)) if run else []
         if rows:
             details["metrics_step"] = rows[-1]["step"]
-        return details, [*news, *map(_metrics_event, rows)]
+        return self._charged(job, details, running=running), [*news, *map(_metrics_event, rows)]
+
+    def _charged(self, job: Job, details: Json, *, running: bool) -> Json:
+        spent = Spent.of(job.details)
+        if not running and spent.at is None:
+            return details
+        until = time.time() if running else min(time.time(), details.get("at") or math.inf)
+        gpus = gpus_held(details.get("spec") or job.spec, details.get("phase"), details.get("workers"))
+        charged = spent.until(until, gpus, sum(self._tokens[job.id].values()))
+        return {**details, "spent": charged if running else Spent(**charged).paused()}
 
     def forget(self, job_id: str) -> None:
         """The job has ended."""
         self._read.pop(job_id, None)
+        self._tokens.pop(job_id, None)
 
     def _rows(self, job: Job, run: Path) -> Iterator[Json]:
         """New steps that become events. A resumed training does steps again; they are told once."""
-        last = job.details.get("metrics_step", -1)
+        first = first_step(job.spec)
+        last = max(job.details.get("metrics_step", -1), first - 1)
         data, self._read[job.id] = _news_of(run / "metrics.jsonl", self._read.get(job.id, (0, 0)))
         for line in data.splitlines():
             row = _parsed(line)
-            stride = max(1, row.get("total_steps", 1) // METRIC_EVENTS) if row else 1
-            if row and row["step"] > last and (row["step"] % stride == 0 or row["step"] + 1 == row.get("total_steps")):
+            if row is None or row["step"] < first:
+                continue
+            self._tokens[job.id][row["step"]] = row.get("tokens", 0)
+            stride = max(1, row.get("total_steps", 1) // METRIC_EVENTS)
+            if row["step"] > last and (row["step"] % stride == 0 or row["step"] + 1 == row.get("total_steps")):
                 last = row["step"]
                 yield row
+
+
+def first_step(spec: Json) -> int:
+    """That the job itself does: those before are of the run that it goes on from."""
+    return int((spec["training"].get("start") or ":0").rpartition(":")[2])
 
 
 def _phase(progress: Json) -> Json:
@@ -64,7 +92,7 @@ def _training(run: Path) -> Json:
         status = files.read_json(run / "status.json")
     except StorageError:
         return {}
-    return {name: status.get(name) for name in ("step", "total_steps", "waiting_for", "checkpoint_step", "problem")}
+    return {name: status.get(name) for name in _STATUS}
 
 
 def _metrics_event(row: Json) -> News:

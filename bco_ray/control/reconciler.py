@@ -6,15 +6,15 @@ Every decision is written down before the cluster hears of it, and by compare-an
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bco_ray.config import dump_spec
 from bco_ray.config.load import parse_spec
 from bco_ray.control import deciding
+from bco_ray.control.budget import overdrawn
 from bco_ray.control.deciding import Action, Known, decide
 from bco_ray.control.job import IllegalMoveError, Job, News
 from bco_ray.control.jobs import JobStore
@@ -28,10 +28,22 @@ from bco_ray.telemetry import logger
 
 @dataclass(frozen=True)
 class Room:
-    """How many jobs may be on the cluster at once: in all, and of one project (a callable: keys may differ)."""
+    """How many jobs may be on the cluster at once: in all, of one project, and of the key that asked for them."""
 
     jobs: int = 8
-    of_project: Callable[[str], int | None] = lambda _: None
+    of_project: int | None = None
+    of_key: Callable[[str], int | None] = lambda _: None
+
+
+class _Holder(NamedTuple):
+    """Whose a job on the cluster is."""
+
+    project: str
+    key: str
+
+    @classmethod
+    def of(cls, job: Job) -> _Holder:
+        return cls(job.project, job.created_by)
 
 
 class Reconciler:
@@ -43,12 +55,12 @@ class Reconciler:
         self._storage = storage
         self._room = room
         self._follower = Follower()
-        self._held: Counter[str] = Counter()
+        self._held: list[_Holder] = []
 
     def run_once(self) -> None:
         """One look at all; what is wrong with one job is in nobody else's way."""
         unsettled = self._store.unsettled()
-        self._held = Counter(job.project for job in unsettled if job.holds_cluster)
+        self._held = [_Holder.of(job) for job in unsettled if job.holds_cluster]
         for job in unsettled:
             try:
                 self._settle(job)
@@ -77,7 +89,8 @@ class Reconciler:
         directory = JobDirectory(self._storage, job.id)
         ray = self._cluster.state(job.submission) if job.holds_cluster and job.submission else "unknown"
         error = directory.error(job.attempt)
-        return Known(ray, directory.outcome, error, job.details.get("checkpoint_step"))
+        lacks = overdrawn(job.request, job.details)
+        return Known(ray, directory.outcome, error, job.details.get("checkpoint_step"), lacks)
 
     def _act(self, job: Job, action: Action) -> None:
         match action:
@@ -92,9 +105,7 @@ class Reconciler:
                 if not job.details.get("stopping"):
                     self._store.note(job, details={**job.details, "stopping": True})
             case deciding.Release():
-                details = {**job.details, "stopping": False}
-                self._store.note(job, [News("The cluster is free of it.")], holds_cluster=False, details=details)
-                self._follower.forget(job.id)
+                self._release(job)
             case deciding.Succeed():
                 self._succeed(job)
             case deciding.Fail(code, message):
@@ -102,6 +113,12 @@ class Reconciler:
                 self._store.move(job.id, "failed", News(message, level="error"), seen=job, error=error)
             case deciding.Requeue():
                 self._requeue(job, action)
+
+    def _release(self, job: Job) -> None:
+        details, news = self._follower.look(job, JobDirectory(self._storage, job.id), running=False)
+        details = {**details, "stopping": False}
+        self._store.note(job, [*news, News("The cluster is free of it.")], holds_cluster=False, details=details)
+        self._follower.forget(job.id)
 
     def _submit(self, job: Job) -> None:
         if waiting := self._no_room(job):
@@ -113,18 +130,23 @@ class Reconciler:
             job, [News(f"Attempt {attempt} goes to the cluster.")], attempt=attempt, submission=f"{job.id}-{attempt}",
             holds_cluster=True, seen_at=None, again_at=None, details=details,
         )  # fmt: skip
-        self._held[job.project] += 1
+        self._held.append(_Holder.of(job))
         self._send(seen)
 
     def _no_room(self, job: Job) -> str | None:
         if job.again_at and time.time() < job.again_at:
             return job.details.get("waiting_for") or "the next attempt"
-        limit = self._room.of_project(job.project)
-        if limit is not None and self._held[job.project] >= limit:
-            return f"{job.project} has {self._held[job.project]} jobs on the cluster, of {limit} it may have"
-        if self._held.total() >= self._room.jobs:
-            return f"there are {self._held.total()} jobs on the cluster, of {self._room.jobs} it takes"
-        return None
+        holders = {
+            f"project {job.project} has": (
+                sum(one.project == job.project for one in self._held),
+                self._room.of_project,
+            ),
+            "its key has": (sum(one.key == job.created_by for one in self._held), self._room.of_key(job.created_by)),
+            "there are": (len(self._held), self._room.jobs),
+        }
+        full = (f"{who} {held} jobs on the cluster, the most there may be" for who, (held, limit) in holders.items()
+                if limit is not None and held >= limit)  # fmt: skip
+        return next(full, None)
 
     def _send(self, job: Job) -> None:
         try:
@@ -140,7 +162,7 @@ class Reconciler:
     def _watch(self, job: Job, *, running: bool) -> None:
         if running and job.status == "queued":
             job = self._store.move(job.id, "running", News("Fine-tuning job started."), seen=job)
-        details, news = self._follower.look(job, JobDirectory(self._storage, job.id))
+        details, news = self._follower.look(job, JobDirectory(self._storage, job.id), running=running)
         if not running:
             details["waiting_for"] = "the cluster to start it"
         changes: dict[str, Any] = {} if details == job.details else {"details": details}
@@ -151,7 +173,7 @@ class Reconciler:
 
     def _succeed(self, job: Job) -> None:
         directory = JobDirectory(self._storage, job.id)
-        details, news = self._follower.look(job, directory)
+        details, news = self._follower.look(job, directory, running=False)
         seen = self._store.note(job, news, details={**details, "percent": 100.0, "eta_seconds": None})
         outcome = directory.outcome or {}
         seen = self._store.note(seen, [News(f"New fine-tuned model created: {outcome['model']}.")])
@@ -159,10 +181,12 @@ class Reconciler:
         self._store.move(job.id, "succeeded", done, seen=seen, outcome=outcome)
 
     def _requeue(self, job: Job, action: deciding.Requeue) -> None:
-        details = {**job.details, "losses": action.losses, "waiting_for": "the next attempt"}
+        details, news = self._follower.look(job, JobDirectory(self._storage, job.id), running=False)
+        details = {**details, "losses": action.losses, "waiting_for": "the next attempt"}
         changes: dict[str, Any] = {"holds_cluster": False, "again_at": time.time() + action.seconds, "details": details}
-        news = News(f"Attempt {job.attempt} was lost ({action.why}); it is tried again.", level="warn")
+        lost = News(f"Attempt {job.attempt} was lost ({action.why}); it is tried again.", level="warn")
         if job.status == "running":
-            self._store.move(job.id, "queued", news, seen=job, **changes)
+            seen = self._store.note(job, news)
+            self._store.move(job.id, "queued", lost, seen=seen, **changes)
         else:
-            self._store.note(job, [news], **changes)
+            self._store.note(job, [*news, lost], **changes)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bco_ray.config.load import parse_spec
 from bco_ray.config.section import Auto, Name, Positive
 from bco_ray.config.spec import JobSpec, LossName
+from bco_ray.config.training import CIRCUMSTANCES
+from bco_ray.control.budget import Budget
 from bco_ray.errors import SpecError
 from bco_ray.web.errors import unsupported
 
 Json = dict[str, Any]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
+
+Priority = Annotated[int, Field(ge=-100, le=100)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
 
 CLOSED = {"name": "is the job's id", "output": "is the server's"}
 """Of the spec's sections those that a request may not set."""
@@ -26,7 +33,10 @@ _METHODS: dict[str, LossName] = {
 
 
 class Hyperparameters(BaseModel):
-    """OpenAI's names, and ours for what they lack. `auto` and what is left out: the spec's defaults."""
+    """OpenAI's names, and ours for what they lack. `auto` and what is left out: the spec's defaults.
+
+    `learning_rate_multiplier` is times the rate, ours or that of `auto`.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,14 +45,6 @@ class Hyperparameters(BaseModel):
     learning_rate: Positive | Auto = "auto"
     learning_rate_multiplier: Positive | Auto = "auto"
     beta: Positive | Auto = "auto"
-
-    @model_validator(mode="after")
-    def _possible(self) -> Hyperparameters:
-        if self.learning_rate_multiplier not in ("auto", 1):
-            raise unsupported(
-                "learning_rate_multiplier", "learning_rate_multiplier: say learning_rate, the rate itself, instead."
-            )
-        return self
 
 
 class Method(BaseModel):
@@ -68,7 +70,8 @@ class Method(BaseModel):
 class JobRequest(BaseModel):
     """`training_file`: a file's id, a URI, or `feedback` / `feedback:<n>`. `spec`: sections of a spec for all else.
 
-    `priority`: higher comes first. Unknown fields are refused: a job is dear, and a typing error would be one.
+    `priority`: higher comes first. `budget`: what it may use. Unknown fields are refused: a job is dear, and a typing
+    error would be one.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -80,12 +83,11 @@ class JobRequest(BaseModel):
     hyperparameters: Hyperparameters | None = None
     suffix: Name | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
-        default=None, max_length=16
-    )
+    metadata: Metadata | None = None
     integrations: list[Any] | None = None
     spec: Json | None = None
-    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    priority: Priority = 0
+    budget: Budget | None = None
 
     @model_validator(mode="after")
     def _implemented(self) -> JobRequest:
@@ -93,9 +95,7 @@ class JobRequest(BaseModel):
             raise unsupported("validation_file", "validation_file: votes are held out of training_file by prompt.")
         if self.integrations:
             raise unsupported("integrations", "integrations: set output.trackers where the server runs.")
-        for name, why in CLOSED.items():
-            if name in (self.spec or {}):
-                raise unsupported(f"spec.{name}", f"spec.{name}: {why}.")
+        _refuse_closed(self.spec or {})
         return self
 
     def asked(self) -> Hyperparameters:
@@ -104,6 +104,42 @@ class JobRequest(BaseModel):
         old = self.hyperparameters or Hyperparameters()
         said = {**old.model_dump(exclude_unset=True), **own.model_dump(exclude_unset=True)}
         return Hyperparameters.model_validate(said)
+
+
+class RetryRequest(BaseModel):
+    """Do a job's training again from a checkpoint, as a new job with the same data, model and batches.
+
+    `step`: of one of its checkpoints; None: the newest, or from the beginning if there is none. `spec.training` may
+    change what a checkpoint does not depend on (`config.training.CIRCUMSTANCES`). The old job's budget does not go
+    over to the new one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: Annotated[int, Field(ge=1)] | None = None
+    spec: dict[Literal["training"], Json] | None = None
+    metadata: Metadata | None = None
+    priority: Priority = 0
+    budget: Budget | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> RetryRequest:
+        for name in (self.spec or {}).get("training", {}):
+            if name not in CIRCUMSTANCES:
+                raise unsupported(
+                    f"spec.training.{name}", f"spec.training.{name}: a checkpoint depends on it; ask for a new job."
+                )
+        return self
+
+
+def spec_again(before: Json, job_id: str, request: RetryRequest, start: str | None) -> JobSpec:
+    """The spec of a job that does another's training again. `before`: that one's, resolved if it was.
+
+    `start`: the checkpoint, as `training.start` has it. Raises SpecError naming the field.
+    """
+    changes = (request.spec or {}).get("training", {})
+    training = {**before["training"], **changes, "start": start or before["training"].get("start")}
+    return parse_spec({**before, "name": job_id, "training": training}, where="the request")
 
 
 def spec_of(request: JobRequest, job_id: str, storage: str, *, log: str, register_as: str) -> JobSpec:
@@ -118,7 +154,7 @@ def spec_of(request: JobRequest, job_id: str, storage: str, *, log: str, registe
         "objective": _set(loss=_METHODS[request.method.type] if request.method else None, beta=asked.beta),
         "training": _set(
             num_train_epochs=asked.n_epochs, rows_per_step=asked.batch_size, learning_rate=asked.learning_rate,
-            seed=request.seed,
+            learning_rate_multiplier=asked.learning_rate_multiplier, seed=request.seed,
         ),
     }  # fmt: skip
     for name, values in said.items():
@@ -127,6 +163,16 @@ def spec_of(request: JobRequest, job_id: str, storage: str, *, log: str, registe
         raise SpecError("spec.training.deepspeed: no file of the server is read for a request; send the JSON.")
     output = {"storage": storage, "register_as": register_as}
     return parse_spec({"name": job_id, **sections, "output": output}, where="the request")
+
+
+def _refuse_closed(spec: Json) -> None:
+    """Raises ApiError for what is not a request's to say."""
+    for name, why in CLOSED.items():
+        if name in spec:
+            raise unsupported(f"spec.{name}", f"spec.{name}: {why}.")
+    training = spec.get("training")
+    if isinstance(training, dict) and training.get("start") is not None:
+        raise unsupported("spec.training.start", "spec.training.start: retry the job whose checkpoint it is instead.")
 
 
 def _section(name: str, values: Any) -> Json:

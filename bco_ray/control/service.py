@@ -1,19 +1,35 @@
-"""What a caller can do to jobs: ask for one, stop it, put it aside and take it up again."""
+"""What a caller can do to jobs: ask for one, stop it, put it aside, take it up again, do it again."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from bco_ray.config.spec import JobSpec
+from bco_ray.control.checkpoints import checkpoints_of
 from bco_ray.control.files import FileStore
-from bco_ray.control.job import Job, News, Order, body_hash, new_id
+from bco_ray.control.job import IllegalMoveError, Job, News, Order, WaitingRoom, body_hash, new_id
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.places import Places
-from bco_ray.control.requests import Check, JobRequest, check_places, spec_of
+from bco_ray.control.requests import Check, JobRequest, RetryRequest, check_places, spec_again, spec_of
+from bco_ray.control.states import ENDED
+from bco_ray.errors import SpecError
+from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.storage.registry import NAME
 
 _FILE = re.compile(r"file-[0-9a-f]{24}")
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks for a job, how often it has said so (`idempotency_key`), and how many of its jobs may wait."""
+
+    project: str
+    key_id: str
+    idempotency_key: str | None = None
+    room: WaitingRoom = field(default_factory=WaitingRoom)
 
 
 @dataclass(frozen=True)
@@ -25,23 +41,42 @@ class JobService:
     storage: Path
     places: Places
 
-    def create(
-        self, request: JobRequest, *, project: str, key_id: str, idempotency_key: str | None = None,
-        queued_limit: int | None = None,
-    ) -> tuple[Job, bool]:  # fmt: skip
+    def create(self, request: JobRequest, asker: Asker) -> tuple[Job, bool]:
         """The job, and whether it is new. Raises SpecError, NotFoundError (of a file), and as `JobStore.create`."""
         job_id, sent = new_id("ftjob"), request.model_dump(mode="json", exclude_unset=True)
+        spec = self.spec_for(request, asker.project, job_id)
+        return self._order(job_id, spec, sent, body_hash(sent), request, asker)
+
+    def spec_for(self, request: JobRequest, project: str, job_id: str) -> JobSpec:
+        """What the request means, with every place allowed. Raises SpecError, NotFoundError (of a file)."""
         spec = spec_of(
             request, job_id, str(self.storage), log=request.training_file, register_as=_registered_name(request)
         )
-        check_places(spec, self._allowed(request.training_file))
+        check_places(spec, self._allowed(request.training_file if _FILE.fullmatch(request.training_file) else None))
         data = spec.data.model_copy(update={"feedback": [self._log(project, request.training_file)]})
-        spec = spec.model_copy(update={"data": data})
-        order = Order(
-            job_id, project, key_id, sent, spec.model_dump(mode="json"), request.metadata or {}, body_hash(sent),
-            request.priority, idempotency_key,
-        )  # fmt: skip
-        return self.jobs.create(order, queued_limit=queued_limit)
+        return spec.model_copy(update={"data": data})
+
+    def retry(self, job_id: str, request: RetryRequest, asker: Asker) -> tuple[Job, bool]:
+        """A new job that goes on from a checkpoint of this one, which must not be at work any more; and whether it is
+        new. Raises IllegalMoveError, SpecError, NotFoundError, and as `JobStore.create`.
+        """
+        before = self.jobs.get(job_id, asker.project)
+        if before.holds_cluster or before.status not in {*ENDED, "paused"}:
+            raise IllegalMoveError(
+                f"{job_id} is {before.status}: cancel or pause it, and wait until it is off the cluster."
+            )
+        training_file = before.request["training_file"]
+        path = self._log(asker.project, training_file)  # raises if it was deleted since
+        step, again = self._step(job_id, request.step), request.model_dump(mode="json", exclude_unset=True)
+        resolved = JobDirectory(self.storage, job_id).resolved or {"spec": before.spec}
+        start = f"{Path(resolved['run']).name}:{step}" if step else None
+        new = new_id("ftjob")
+        asked = spec_again(before.spec, new, request, start)  # as it was asked for: what it resolved to is ours
+        check_places(asked, self._allowed(path if _FILE.fullmatch(training_file) else None))
+        spec = spec_again(resolved["spec"], new, request, start)
+        kept = {name: value for name, value in before.request.items() if name not in {"budget", "metadata", "priority"}}
+        sent = {**kept, **again, "retry": {"job": job_id, "step": step}}
+        return self._order(new, spec, sent, body_hash({"retry": job_id, **again}), request, asker)
 
     def cancel(self, job_id: str, project: str | None) -> Job:
         """At once; its cluster is freed after its last checkpoint. Raises IllegalMoveError, NotFoundError."""
@@ -55,14 +90,33 @@ class JobService:
         """From its newest checkpoint, when there is room. Raises IllegalMoveError, NotFoundError."""
         return self.jobs.move(job_id, "queued", News("The job was resumed."), project=project)
 
+    def _order(
+        self, job_id: str, spec: JobSpec, sent: dict[str, Any], digest: str, request: JobRequest | RetryRequest,
+        asker: Asker,
+    ) -> tuple[Job, bool]:  # fmt: skip
+        order = Order(
+            job_id, asker.project, asker.key_id, sent, spec.model_dump(mode="json"), request.metadata or {}, digest,
+            request.priority, asker.idempotency_key,
+        )  # fmt: skip
+        return self.jobs.create(order, asker.room)
+
+    def _step(self, job_id: str, step: int | None) -> int | None:
+        """Of the checkpoint that is meant. Raises SpecError if there is none of that step."""
+        there = [checkpoint.step for checkpoint in checkpoints_of(self.storage, job_id)]
+        if step is not None and step not in there:
+            raise SpecError(
+                f"step: {job_id} has no checkpoint of step {step}; it has {', '.join(map(str, there)) or 'none'}."
+            )
+        return step or next(iter(there), None)
+
     def _log(self, project: str, training_file: str) -> str:
         return str(self.files.open(project, training_file)) if _FILE.fullmatch(training_file) else training_file
 
-    def _allowed(self, training_file: str) -> Check:
-        uploaded = _FILE.fullmatch(training_file)
+    def _allowed(self, upload: str | None) -> Check:
+        """`upload`: the caller's own, which is allowed wherever it lies."""
 
         def check(field: str, place: str) -> None:
-            if not (uploaded and place == training_file):
+            if place != upload:
                 self.places.check(field, place)
 
         return check

@@ -8,19 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bco_ray.config import load_spec
+from bco_ray.config.training import CIRCUMSTANCES
 from bco_ray.errors import SpecError
 from bco_ray.pipeline.resolve import ResolvedJob, resolve
 from bco_ray.storage.checkpoints import CheckpointStore, DamagedError
 from bco_ray.storage.stores import open_store
 from bco_ray.training.metrics import MetricsLog
-
-MAY_DIFFER = frozenset(
-    {
-        "learning_rate", "lr_scheduler", "warmup_ratio", "weight_decay", "max_grad_norm", "max_tokens_per_micro_batch",
-        "gradient_checkpointing", "deepspeed", "start",
-    }
-)  # fmt: skip
-"""Of `training`, beside what is no part of a run's identity: what a checkpoint does not depend on."""
 
 
 def take_over_checkpoint(job: ResolvedJob) -> None:
@@ -57,7 +50,7 @@ def _source(job: ResolvedJob, name: str) -> ResolvedJob:
 
 def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> set[str]:
     apart = {key for key in mine if key != "training" and mine[key] != theirs[key]}
-    training = {key: value for key, value in mine["training"].items() if key not in MAY_DIFFER}
+    training = {key: value for key, value in mine["training"].items() if key not in {*CIRCUMSTANCES, "start"}}
     return apart | {f"training.{key}" for key, value in training.items() if theirs["training"].get(key) != value}
 
 

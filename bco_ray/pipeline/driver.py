@@ -67,7 +67,9 @@ def _run(directory: JobDirectory) -> None:
 
 
 def _facts(job: ResolvedJob, outcome: RunOutcome) -> dict[str, Any]:
-    steps = {row["step"]: row["tokens"] for row in MetricsLog(job.run_directory / "metrics.jsonl").read()}
+    first = int((job.spec.training.start or ":0").rpartition(":")[2])
+    rows = MetricsLog(job.run_directory / "metrics.jsonl").read()
+    steps = {row["step"]: row["tokens"] for row in rows if row["step"] >= first}
     return {
         "model": outcome.version.reference,
         "evaluation": outcome.evaluation,

@@ -71,7 +71,7 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore) -> Extension
     service = JobService(job_store(engine, webhooks), files, args.storage, places)
     routers = [
         files_routes.router(files, caller=read, submit=upload),
-        job_routes.router(service, caller=read, submit=submit, queued_limit=args.max_queued_jobs_per_project),
+        job_routes.router(service, caller=read, submit=submit, waiting_limit=args.max_queued_jobs_per_project),
         webhook_routes.router(webhooks, caller=submit, allow_private=args.private_webhooks),
     ]
     return Extension(routers, job_routes.as_api_error, {"/v1/files": files_routes.MAX_UPLOAD_BYTES})
@@ -93,7 +93,8 @@ class Jobs:
         engine = open_database(args.storage, args.database)
         webhooks = WebhookStore(engine)
 
-        room = Room(args.max_jobs, lambda _: args.max_jobs_per_project)
+        keys = KeyStore.open(args.storage, args.database)
+        room = Room(args.max_jobs, args.max_jobs_per_project, keys.running_jobs)
         store = job_store(engine, webhooks)
         self._reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room)
         self._deliverer = Deliverer(webhooks, Sender(allow_private=args.private_webhooks))

@@ -46,6 +46,8 @@ class Key(Protocol):
     def role(self) -> str: ...
     @property
     def requests_per_minute(self) -> int | None: ...
+    @property
+    def queued_jobs(self) -> int | None: ...
     def may(self, action: Action, /) -> bool: ...
 
 
@@ -58,11 +60,12 @@ class Caller:
     role: str
     may: Callable[[Action], bool]
     requests_per_minute: int | None = None
+    queued_jobs: int | None = None
 
     @classmethod
     def with_key(cls, key: Key) -> Caller:
         """Who presented it."""
-        return cls(key.id, key.project, key.role, key.may, key.requests_per_minute)
+        return cls(key.id, key.project, key.role, key.may, key.requests_per_minute, key.queued_jobs)
 
 
 class Keys(Protocol):

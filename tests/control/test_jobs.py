@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-from bco_ray.control.job import IllegalMoveError, Job, News, Order, TooManyJobsError, body_hash, new_id
+from bco_ray.control.job import IllegalMoveError, Job, News, Order, TooManyJobsError, WaitingRoom, body_hash, new_id
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.states import ENDED, MOVES, Status, sources
 from bco_ray.errors import ConflictError
@@ -141,12 +141,12 @@ def test_who_ends_is_told_of_in_the_same_transaction(tmp_path: Path) -> None:
 
 
 def test_a_project_has_a_limit_of_waiting_jobs(store: JobStore) -> None:
-    store.create(order(1), queued_limit=2)
-    store.create(order(2, idempotency_key="k"), queued_limit=2)
+    store.create(order(1), WaitingRoom(2))
+    store.create(order(2, idempotency_key="k"), WaitingRoom(2))
     with pytest.raises(TooManyJobsError, match="acme has 2 jobs waiting, of 2"):
-        store.create(order(3), queued_limit=2)
-    assert store.create(order(2, idempotency_key="k"), queued_limit=2)[1] is False
-    assert store.create(order(3, project="other"), queued_limit=2)[1]
+        store.create(order(3), WaitingRoom(2))
+    assert store.create(order(2, idempotency_key="k"), WaitingRoom(2))[1] is False
+    assert store.create(order(3, project="other"), WaitingRoom(2))[1]
 
 
 def test_what_needs_looking_after(store: JobStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -200,13 +201,16 @@ def test_a_job_says_that_it_waits_for_the_cluster(site: Site) -> None:
 
 
 def test_projects_and_the_server_have_limits_and_say_so(tmp_path: Path) -> None:
-    site = Site(tmp_path, Room(jobs=2, of_project=lambda project: 1 if project == "acme" else None))
-    acme, second, other, third = site.job(), site.job(), site.job("other"), site.job("other")
+    site = Site(tmp_path, Room(jobs=3, of_project=1, of_key={"small": 1}.get))
+    acme, second = site.job(), site.job()
+    small, third = (site.job(project, created_by="small") for project in ("a", "b"))
+    last, full = site.job("c"), site.job("d")
     site.look(acme, 3)
-    held = {job.id: site.store.get(job.id).holds_cluster for job in (acme, second, other, third)}
-    assert list(held.values()) == [True, False, True, False]
-    assert "acme has 1 jobs on the cluster, of 1" in site.store.get(second.id).details["waiting_for"]
-    assert "there are 2 jobs on the cluster, of 2" in site.store.get(third.id).details["waiting_for"]
+    held = {job.id: site.store.get(job.id).holds_cluster for job in (acme, second, small, third, last, full)}
+    assert list(held.values()) == [True, False, True, False, True, False]
+    assert "project acme has 1 jobs on the cluster, the most" in site.store.get(second.id).details["waiting_for"]
+    assert "its key has 1 jobs on the cluster, the most" in site.store.get(third.id).details["waiting_for"]
+    assert "there are 3 jobs on the cluster, the most" in site.store.get(full.id).details["waiting_for"]
     site.directory(acme).write("outcome", {"model": "bot/1"})
     site.cluster.says[f"{acme.id}-1"] = "succeeded"
     assert site.look(second, 3).holds_cluster
@@ -254,3 +258,89 @@ def test_two_reconcilers_submit_once(site: Site) -> None:
     with pytest.raises(Exception, match="by now"):
         other._submit(seen)
     assert site.store.get(job.id).attempt == 1
+
+
+def account(site: Site, job: Job, phase: str, rows: list[dict[str, int]], **training: Any) -> Path:
+    """What the driver and the training of a running job leave on disk."""
+    run = site.storage / "runs" / job.id
+    run.mkdir(parents=True, exist_ok=True)
+    spec = {**job.spec, "training": {**job.spec["training"], **training}}
+    site.directory(job).write("resolved", {"spec": spec, "run": str(run)})
+    site.directory(job).write("progress", {"phase": phase, "percent": 1.0, "at": time.time()})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def charge(site: Site, job: Job, seconds: float) -> Job:
+    """One more look, as if so much time had passed since the last."""
+    details = site.store.get(job.id).details
+    spent = {**details["spent"], "at": details["spent"]["at"] - seconds}
+    site.store.note(site.store.get(job.id), details={**details, "spent": spent})
+    return site.look(job)
+
+
+def test_a_job_pays_for_the_time_it_runs_and_the_gpus_its_workers_hold(site: Site) -> None:
+    job = site.running()
+    gpu = {"resources_per_worker": {"CPU": 1.0, "GPU": 2.0}, "num_workers": [1, 4]}
+    account(site, job, "read", [], **gpu)
+    site.look(job)
+    assert charge(site, job, 100).details["spent"]["gpu_seconds"] == pytest.approx(0, abs=1)
+    run = account(site, job, "train", [{"step": 0, "tokens": 5}, {"step": 1, "tokens": 7}], **gpu)
+    (run / "status.json").write_text(json.dumps({"workers": 3}))
+    spent = charge(site, job, 100).details["spent"]
+    assert spent["seconds"] == pytest.approx(200, abs=2)
+    assert spent["gpu_seconds"] == pytest.approx(600, abs=10)
+    assert spent["tokens"] == 12
+    site.cluster.says[f"{job.id}-1"] = "unknown"  # while nobody looked; its driver was last seen alive just now
+    lost = charge(site, job, 50).details["spent"]
+    assert (lost["seconds"], lost["at"]) == (pytest.approx(250, abs=3), None)
+    assert site.look(job).details["spent"] == lost
+
+
+def test_steps_done_again_or_taken_over_are_not_paid_for(site: Site) -> None:
+    job = site.running()
+    first = dict(job.spec["training"], start="other-run:2")
+    site.store.note(job, spec={**job.spec, "training": first})
+    rows = [{"step": step, "tokens": 10, "total_steps": 9} for step in range(5)]
+    run = account(site, job, "train", rows)
+    assert site.look(job).details["spent"]["tokens"] == 30
+    files.write_bytes(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows[:4]).encode())
+    assert site.look(job).details["spent"]["tokens"] == 30
+    steps = [event.data["step"] for event in site.store.events(job.id, limit=100)[0] if event.type == "metrics"]
+    assert steps[::-1] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds", "words"),
+    [
+        ({"hours": 1}, 3601, "1 of 1 hours are used"),
+        ({"gpu_hours": 2}, 3601, "2.001 of 2 gpu-hours are used"),
+        ({"tokens": 12}, 0, "12 of 12 tokens are used"),
+        ({"deadline": 1000.0}, 0, "the deadline, 1970-01-01T00:16:40+00:00, has passed"),
+    ],
+)
+def test_what_a_budget_allows_and_no_more(site: Site, budget: Any, seconds: float, words: str) -> None:
+    free = site.running()
+    job = site.look(site.job(request={"model": "m", "budget": budget}), 2)
+    if "deadline" not in budget:
+        site.cluster.says[f"{job.id}-1"] = "running"
+        account(site, job, "train", [{"step": 0, "tokens": 12}], resources_per_worker={"GPU": 1}, num_workers=2)
+        site.look(job)
+        job = charge(site, job, seconds)
+    failed = site.look(job)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert failed.error["code"] == "budget_exceeded"
+    assert words in failed.error["message"]
+    assert site.store.get(free.id).status == "running"
+    if failed.holds_cluster:
+        site.look(job)
+        assert set(site.cluster.stopped) == {f"{job.id}-1"}
+
+
+def test_a_model_that_is_made_is_kept_whatever_it_cost(site: Site) -> None:
+    job = site.look(site.job(request={"model": "m", "budget": {"tokens": 1}}), 2)
+    site.cluster.says[f"{job.id}-1"] = "running"
+    account(site, job, "train", [{"step": 0, "tokens": 12}])
+    site.directory(job).write("outcome", {"model": "bot/1"})
+    assert site.look(job).status == "succeeded"

@@ -15,6 +15,7 @@ import openai
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from openai.types.fine_tuning import FineTuningJob
 
 from bco_ray.control.deciding import RayState
 from bco_ray.control.keys import KeyStore, Limits
@@ -27,6 +28,7 @@ from bco_ray.serving.http.api import create_api
 from bco_ray.storage.database import open_database
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.job_directory import JobDirectory
+from bco_ray.testing.checkpoints import write_checkpoint
 
 VOTES = b"".join(
     json.dumps({"prompt": f"q{n}", "completion": "yes", "label": bool(n % 2)}).encode() + b"\n" for n in range(20)
@@ -213,6 +215,66 @@ def test_pause_resume_cancel(site: Site) -> None:
             steer(job.id)
 
 
+def retry(client: openai.OpenAI, job_id: str, **body: Any) -> Any:
+    return client.post(f"/fine_tuning/jobs/{job_id}/retry", body=body, cast_to=FineTuningJob)
+
+
+def test_a_job_that_ended_is_done_again_from_a_checkpoint(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
+    job = create(client, training_file=file.id, suffix="bot", extra_body={"budget": {"hours": 1}})
+    with pytest.raises(openai.ConflictError, match="cancel or pause it"):
+        retry(client, job.id)
+    client.fine_tuning.jobs.cancel(job.id)
+    again = retry(client, job.id, budget={"hours": 2})
+    assert (again.training_file, again.budget, again.retried_from) == (
+        file.id, {"hours": 2.0}, {"job": job.id, "step": None}
+    )  # fmt: skip
+    run = site.storage / "runs" / "job-1"
+    resolved = {**job.spec, "training": {**job.spec["training"], "learning_rate": 1e-6}}
+    JobDirectory(site.storage, job.id).write("resolved", {"spec": resolved, "run": str(run)})
+    for step in (2, 4):
+        write_checkpoint(str(run / "checkpoints"), step, identity={})
+    assert retry(client, job.id).spec["training"]["start"] == "job-1:4"
+    changed = retry(client, job.id, step=2, spec={"training": {"learning_rate_multiplier": 0.5}})
+    training = changed.spec["training"]
+    assert (training["start"], training["learning_rate"], training["learning_rate_multiplier"]) == (
+        "job-1:2",
+        1e-6,
+        0.5,
+    )
+    assert (changed.budget, changed.user_provided_suffix) == (None, "bot")
+    with pytest.raises(openai.BadRequestError, match="no checkpoint of step 3; it has 4, 2"):
+        retry(client, job.id, step=3)
+    with pytest.raises(openai.BadRequestError, match="spec.training.seed: a checkpoint depends on it"):
+        retry(client, job.id, spec={"training": {"seed": 1}})
+    with pytest.raises(openai.BadRequestError, match="training.checkpoint.storage: /etc: not among the places"):
+        retry(client, job.id, spec={"training": {"checkpoint": {"storage": "/etc"}}})
+    with pytest.raises(openai.UnprocessableEntityError):
+        retry(client, job.id, spec={"output": {"storage": "/"}})
+    with pytest.raises(openai.NotFoundError):
+        retry(site.client(site.key("submit", "other")), job.id)
+    client.files.delete(file.id)
+    with pytest.raises(openai.NotFoundError, match="no such file"):
+        retry(client, job.id)
+
+
+def test_a_key_has_a_limit_of_waiting_jobs(site: Site) -> None:
+    client = site.client(site.key("submit", queued_jobs=2))
+    create(client)
+    create(client)
+    with pytest.raises(openai.RateLimitError, match="this key has 2 jobs waiting, of 2"):
+        create(client)
+    create(site.client(site.key("submit")))
+
+
+def test_the_multiplier_is_told_and_meant(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    job = create(client, hyperparameters={"learning_rate_multiplier": 2})
+    assert job.hyperparameters.learning_rate_multiplier == 2
+    assert job.spec["training"]["learning_rate_multiplier"] == 2
+
+
 def test_a_retried_create_is_the_same_job(site: Site) -> None:
     client = site.client(site.key("submit"))
     headers = {"Idempotency-Key": "k"}
@@ -259,7 +321,8 @@ def test_a_retried_create_is_the_same_job(site: Site) -> None:
             openai.UnprocessableEntityError,
             "beta",
         ),
-        ({"hyperparameters": {"learning_rate_multiplier": 2}}, openai.BadRequestError, "say learning_rate"),
+        ({"extra_body": {"spec": {"training": {"start": "another-run:3"}}}}, openai.BadRequestError, "retry the job"),
+        ({"extra_body": {"budget": {"hours": 0}}}, openai.UnprocessableEntityError, "budget.hours"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(site: Site, changes: Any, error: type[Exception], says: str) -> None:
@@ -281,6 +344,8 @@ def test_a_log_is_followed_to_the_end_of_the_job(site: Site) -> None:
         f"/v1/fine_tuning/jobs/{job.id}/logs", params={"follow": True}
     )
     assert (reply.text, reply.headers["content-type"]) == ("one\n", "text/plain; charset=utf-8")
+    rest = site.http(client.api_key).get(f"/v1/fine_tuning/jobs/{job.id}/logs", params={"offset": 2})
+    assert rest.text == "e\n"
 
 
 @pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs?after=x", "/v1/fine_tuning/jobs/{}/events?after=x",

@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from bco_ray.control.checkpoints import checkpoints_of
 from bco_ray.control.http import wire
-from bco_ray.control.job import IllegalMoveError, Job, TooManyJobsError
-from bco_ray.control.requests import JobRequest
-from bco_ray.control.service import JobService
+from bco_ray.control.job import IllegalMoveError, Job, TooManyJobsError, WaitingRoom
+from bco_ray.control.requests import JobRequest, RetryRequest
+from bco_ray.control.service import Asker, JobService
 from bco_ray.control.states import ENDED
 from bco_ray.errors import SpecError
 from bco_ray.storage.feedback_rows import NotFoundError
@@ -26,26 +26,33 @@ from bco_ray.web.pages import page
 FOLLOW_SECONDS = 1.0
 
 Limit = Annotated[int, Query(ge=1, le=100)]
+Offset = Annotated[int, Query(ge=0, lt=1 << 53)]
 Key = Annotated[str | None, Header(alias="idempotency-key", min_length=1, max_length=255)]
 
 _BLOCK_BYTES = 1 << 20
 
 
 def router(
-    service: JobService, *, caller: Callable[..., Any], submit: Callable[..., Any], queued_limit: int | None = None
+    service: JobService, *, caller: Callable[..., Any], submit: Callable[..., Any], waiting_limit: int | None = None
 ) -> APIRouter:
     """All routes. `caller` and `submit` are dependencies that return a Caller or raise: who may read, who may steer.
 
-    `queued_limit`: waiting jobs of one project.
+    `waiting_limit`: jobs of one project that may wait at once.
     """
     routes, jobs = APIRouter(prefix="/v1/fine_tuning/jobs"), service.jobs
 
+    def asker(who: Caller, key: str | None) -> Asker:
+        return Asker(who.project, who.key_id, key, WaitingRoom(waiting_limit, who.queued_jobs))
+
     @routes.post("")
     async def create(body: JobRequest, key: Key = None, who: Caller = Depends(submit)) -> Response:
-        made, new = await asyncio.to_thread(
-            service.create, body, project=who.project, key_id=who.key_id, idempotency_key=key, queued_limit=queued_limit
-        )
-        return JSONResponse(wire.job(made), headers={} if new else {"idempotent-replayed": "true"})
+        return _made(*await asyncio.to_thread(service.create, body, asker(who, key)))
+
+    @routes.post("/{job_id}/retry")
+    async def retry(
+        job_id: str, body: RetryRequest = RetryRequest(), key: Key = None, who: Caller = Depends(submit)
+    ) -> Response:
+        return _made(*await asyncio.to_thread(service.retry, job_id, body, asker(who, key)))
 
     @routes.get("")
     async def list_jobs(
@@ -85,9 +92,10 @@ def router(
         return JSONResponse(page([wire.checkpoint(one, job_id) for one in rest[:limit]], has_more=len(rest) > limit))
 
     @routes.get("/{job_id}/logs")
-    async def logs(job_id: str, follow: bool = False, who: Caller = Depends(caller)) -> Response:
+    async def logs(job_id: str, follow: bool = False, offset: Offset = 0, who: Caller = Depends(caller)) -> Response:
         await asyncio.to_thread(jobs.get, job_id, who.project)
-        return StreamingResponse(_log(service, job_id, follow=follow), media_type="text/plain; charset=utf-8")
+        text = _log(service, job_id, offset, follow=follow)
+        return StreamingResponse(text, media_type="text/plain; charset=utf-8")
 
     return routes
 
@@ -102,6 +110,10 @@ def as_api_error(error: Exception, otherwise: Translator = errors.as_api_error) 
         case SpecError():
             return ApiError(400, str(error), code="invalid_spec")
     return otherwise(error)
+
+
+def _made(job: Job, new: bool) -> Response:
+    return JSONResponse(wire.job(job), headers={} if new else {"idempotent-replayed": "true"})
 
 
 def _metadata(request: Request) -> dict[str, str]:
@@ -126,9 +138,9 @@ def _after(found: list[Any], after: str | None) -> list[Any]:
     return found[places[0] + 1 :]
 
 
-async def _log(service: JobService, job_id: str, *, follow: bool) -> AsyncGenerator[bytes]:
-    """To its end; with `follow` to the job's."""
-    directory, offset = JobDirectory(service.storage, job_id), 0
+async def _log(service: JobService, job_id: str, offset: int, *, follow: bool) -> AsyncGenerator[bytes]:
+    """From a byte on to its end; with `follow` to the job's."""
+    directory = JobDirectory(service.storage, job_id)
     while True:
         job = await asyncio.to_thread(service.jobs.get, job_id)
         over = not follow or (job.status in ENDED and not job.holds_cluster)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bco_ray.control.budget import Spent
 from bco_ray.control.checkpoints import Checkpoint
 from bco_ray.control.job import Job, JobEvent
 from bco_ray.control.states import ENDED
@@ -14,7 +15,7 @@ _DETAILS = ("phase", "percent", "eta_seconds", "step", "total_steps", "waiting_f
 
 
 def job(one: Job) -> Json:
-    """`status_details`, `spec`, `attempt` and `evaluation` are ours."""
+    """`status_details`, `spec`, `attempt`, `evaluation`, `budget`, `spent` and `retried_from` are ours."""
     resolved, outcome, request = one.details.get("spec") or one.spec, one.outcome or {}, one.request
     return {
         "id": one.id,
@@ -27,7 +28,7 @@ def job(one: Job) -> Json:
         "validation_file": None,
         "result_files": [],
         "seed": resolved["training"]["seed"],
-        "hyperparameters": _hyperparameters(resolved),
+        "hyperparameters": _hyperparameters(resolved, request),
         "method": _method(resolved, request),
         "metadata": one.metadata,
         "integrations": [],
@@ -43,23 +44,37 @@ def job(one: Job) -> Json:
         "priority": one.priority,
         "spec": resolved,
         "evaluation": outcome.get("evaluation"),
+        "budget": request.get("budget"),
+        "spent": {name: round(amount, 4) for name, amount in Spent.of(one.details).amounts.items()},
+        "retried_from": request.get("retry"),
     }
 
 
-def _hyperparameters(spec: Json) -> Json:
-    training = spec["training"]
+def _hyperparameters(spec: Json, request: Json) -> Json:
+    """`learning_rate` is what is used, its multiplier among it."""
+    training, asked = spec["training"], _asked(request)
     return {
         "n_epochs": training["num_train_epochs"],
         "batch_size": training["rows_per_step"],
         "learning_rate": training["learning_rate"],
-        "learning_rate_multiplier": 1,
+        "learning_rate_multiplier": _number(asked.get("learning_rate_multiplier"), 1),
         "beta": spec["objective"]["beta"],
     }
 
 
 def _method(spec: Json, request: Json) -> Json:
     kind = (request.get("method") or {}).get("type") or spec["objective"]["loss"]
-    return {"type": kind, kind: {"hyperparameters": _hyperparameters(spec)}}
+    return {"type": kind, kind: {"hyperparameters": _hyperparameters(spec, request)}}
+
+
+def _asked(request: Json) -> Json:
+    method = request.get("method") or {}
+    own = (method.get(method.get("type", "")) or {}).get("hyperparameters") or {}
+    return {**(request.get("hyperparameters") or {}), **own}
+
+
+def _number(asked: Any, default: float) -> float:
+    return default if asked in (None, "auto") else float(asked)
 
 
 def _estimated_finish(one: Job) -> int | None:

@@ -1,0 +1,61 @@
+"""What an entry of `data.feedback` means of the server's own log, now and tomorrow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bco_ray.config import DataSpec
+from bco_ray.errors import SpecError, StorageError
+from bco_ray.pipeline.log import resolve_log
+from bco_ray.pipeline.own_log import last_round, own_log
+from bco_ray.storage.feedback_log import Choice, Completion, FeedbackLog, Vote
+from bco_ray.storage.registry import Registry
+from bco_ray.testing.tiny import write_tiny_model
+
+
+def vote(storage: Path, *users: str) -> None:
+    """The same answer, voted on by each."""
+    log = FeedbackLog.open(storage)
+    prompt = [{"role": "user", "content": "q"}]
+    for user in users:
+        log.add_completion(Completion(user, 1.0, "bot/1", "fp", prompt, [1], [Choice("a", [2], "stop")], {}))
+        log.add_vote(Vote(response_id=user, label=True, user=user))
+
+
+def trained(storage: Path, on: str, made: Path) -> None:
+    Registry(storage).register("bot", made, {"run": on, "feedback": [on, "/votes.jsonl"]})
+
+
+def test_a_round_goes_on_where_the_last_version_ended(tmp_path: Path) -> None:
+    made = write_tiny_model(tmp_path / "made")
+    vote(tmp_path, "ann", "bob")
+    assert own_log(tmp_path, "feedback:", "bot").entry == "feedback:1"
+    trained(tmp_path, "feedback:1", made)
+    vote(tmp_path, "cyd")
+    second = own_log(tmp_path, "feedback:", "bot")
+    assert (second.entry, [Path(path).name for path in second.segments]) == ("feedback:1..2", ["part-3-3.parquet"])
+    assert own_log(tmp_path, "feedback", "bot").entry == "feedback:2"
+    assert own_log(tmp_path, "feedback:", "another").entry == "feedback:2"
+    trained(tmp_path, second.entry, made)
+    assert last_round(tmp_path, "bot") == 2
+    with pytest.raises(SpecError, match="no votes since manifest 2, on which bot was trained"):
+        own_log(tmp_path, "feedback:", "bot")
+
+
+def test_what_was_pinned_stays_what_it_was(tmp_path: Path) -> None:
+    vote(tmp_path, "ann")
+    first = resolve_log(DataSpec(feedback=["feedback:"]), tmp_path, "bot")
+    vote(tmp_path, "bob")
+    assert resolve_log(first.data, tmp_path, "bot").directory == first.directory
+    assert resolve_log(DataSpec(feedback=["feedback"]), tmp_path, "bot").directory != first.directory
+
+
+@pytest.mark.parametrize(
+    ("entry", "error"),
+    [("feedback:x", SpecError), ("feedback:1..", SpecError), ("feedback:9", StorageError), ("feedback", SpecError)],
+)
+def test_what_is_not_there_is_said(tmp_path: Path, entry: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        own_log(tmp_path, entry, "bot")
