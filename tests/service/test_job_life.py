@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai.types.fine_tuning import FineTuningJob
 
 from bco_ray.storage.registry import Registry
 from bco_ray.testing.tiny import write_tiny_model
@@ -141,3 +142,13 @@ def test_paused_it_frees_the_cluster_and_resumed_it_goes_on(client: openai.OpenA
     assert client.fine_tuning.jobs.retrieve(job.id).attempt == 2  # type: ignore[attr-defined]
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     until(lambda: freed(2))
+    kept = client.fine_tuning.jobs.checkpoints.list(job.id).data[0].step_number
+    budget = {"tokens": 1 + 20 * 10}  # more than one step of 20 rows, and far less than the rest
+    again: Any = client.post(f"/fine_tuning/jobs/{job.id}/retry", body={"budget": budget}, cast_to=FineTuningJob)
+    until(lambda: client.fine_tuning.jobs.retrieve(again.id).status == "failed")
+    ended: Any = client.fine_tuning.jobs.retrieve(again.id)
+    assert ended.error.code == "budget_exceeded"
+    assert ended.spent["tokens"] >= budget["tokens"]
+    assert ended.retried_from == {"job": job.id, "step": kept}
+    steps = [event.data["step"] for event in client.fine_tuning.jobs.list_events(again.id) if event.type == "metrics"]
+    assert min(steps) >= kept
