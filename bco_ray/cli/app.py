@@ -46,17 +46,17 @@ def main() -> None:
 @app.command()
 def run(spec: Spec, set_: Overrides = NONE, as_json: AsJson = False) -> None:
     """Score, train, evaluate and register; run again after any interruption and only the rest is done."""
-    from bco_ray.cli import jobs
+    from bco_ray.cli import runs
 
-    finish(jobs.run(spec, set_), as_json)
+    finish(runs.run(spec, set_), as_json)
 
 
 @app.command()
 def score(spec: Spec, set_: Overrides = NONE, as_json: AsJson = False) -> None:
     """Only the first half: feedback log to scored shards."""
-    from bco_ray.cli import jobs
+    from bco_ray.cli import runs
 
-    finish(jobs.score(spec, set_), as_json)
+    finish(runs.score(spec, set_), as_json)
 
 
 @app.command()
@@ -67,9 +67,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
 ) -> None:
     """Only the second half: scored shards (made if missing) to a trained model directory."""
-    from bco_ray.cli import jobs
+    from bco_ray.cli import runs
 
-    finish(jobs.train(spec, set_, resume=resume), as_json)
+    finish(runs.train(spec, set_, resume=resume), as_json)
 
 
 @app.command()
