@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bco_ray.cli.data import app as data_app
+from bco_ray.cli.jobs import app as jobs_app
 from bco_ray.cli.keys import Database
 from bco_ray.cli.keys import app as keys_app
 from bco_ray.cli.models import app as models_app
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
+app.add_typer(jobs_app, name="jobs")
 app.add_typer(keys_app, name="keys")
 
 
