@@ -39,7 +39,7 @@ DOORS = {
         "storage/migrations/versions/0002_job_service",
     },
     "vllm": {"serving/engines/vllm/door"},
-    "httpx": {"serving/engines/upstream/engine", "control/outgoing"},
+    "httpx": {"serving/engines/upstream/engine", "control/outgoing", "cli/job_client"},
     "deepspeed": {"training/deepspeed_engine"},
     "torch.distributed": {"training/gang", "training/alone"},
     "peft": {"models/loading"},

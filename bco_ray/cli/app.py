@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bco_ray.cli.data import app as data_app
+from bco_ray.cli.jobs import app as jobs_app
 from bco_ray.cli.keys import Database
 from bco_ray.cli.keys import app as keys_app
 from bco_ray.cli.models import app as models_app
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
+app.add_typer(jobs_app, name="jobs")
 app.add_typer(keys_app, name="keys")
 
 
@@ -46,17 +48,17 @@ def main() -> None:
 @app.command()
 def run(spec: Spec, set_: Overrides = NONE, as_json: AsJson = False) -> None:
     """Score, train, evaluate and register; run again after any interruption and only the rest is done."""
-    from bco_ray.cli import jobs
+    from bco_ray.cli import runs
 
-    finish(jobs.run(spec, set_), as_json)
+    finish(runs.run(spec, set_), as_json)
 
 
 @app.command()
 def score(spec: Spec, set_: Overrides = NONE, as_json: AsJson = False) -> None:
     """Only the first half: feedback log to scored shards."""
-    from bco_ray.cli import jobs
+    from bco_ray.cli import runs
 
-    finish(jobs.score(spec, set_), as_json)
+    finish(runs.score(spec, set_), as_json)
 
 
 @app.command()
@@ -67,9 +69,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
 ) -> None:
     """Only the second half: scored shards (made if missing) to a trained model directory."""
-    from bco_ray.cli import jobs
+    from bco_ray.cli import runs
 
-    finish(jobs.train(spec, set_, resume=resume), as_json)
+    finish(runs.train(spec, set_, resume=resume), as_json)
 
 
 @app.command()

@@ -63,7 +63,7 @@ def import_(
 def report(spec: Spec, set_: Overrides = NONE, as_json: AsJson = False) -> None:
     """The check, and what the model says: prompt shift, effective sample size, token lengths; HTML, JSON and PNG."""
     from bco_ray.cli.data_view import show_check
-    from bco_ray.cli.jobs import resolve_spec
+    from bco_ray.cli.runs import resolve_spec
     from bco_ray.pipeline.cluster import cluster_for
     from bco_ray.pipeline.data import report_log
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from bco_ray.telemetry import console
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="YAML spec of the job (docs/spec.md).")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="a.b=value", help="Override a field of the spec.")]
@@ -22,3 +25,16 @@ def finish(result: dict[str, Any], as_json: bool) -> None:
         return
     for key, value in result.items():
         typer.echo(f"{key}: {value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)}")
+
+
+def present(result: dict[str, Any], show: Callable[[dict[str, Any]], None], as_json: bool) -> None:
+    """For people, or as JSON."""
+    if as_json:
+        finish(result, as_json)
+    else:
+        show(result)
+
+
+def note(text: str) -> None:
+    """What is no result, on stderr."""
+    console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)

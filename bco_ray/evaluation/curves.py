@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,10 @@ SMOOTHED_FROM = 60
 WINDOWS = 20
 """A longer one is smoothed over this part of itself."""
 
-PANELS: tuple[tuple[str, dict[str, str]], ...] = (
+Panels = Sequence[tuple[str, Mapping[str, str]]]
+"""Title, and label and metric of each line; four or nine of them."""
+
+PANELS: Panels = (
     ("loss", {"loss": "loss"}),
     ("implicit reward", {"chosen": "rewards/chosen", "rejected": "rewards/rejected", "delta": "delta"}),
     ("telling the classes apart", {"AUC": "auc", "accuracy at delta": "rewards/accuracies"}),
@@ -35,21 +39,22 @@ PANELS: tuple[tuple[str, dict[str, str]], ...] = (
 COLOURS = {"chosen": "tab:blue", "rejected": "tab:orange", "delta": "tab:green"}
 
 
-def draw_curves(metrics: Sequence[Row], path: Path, *, title: str) -> None:
-    """Nine panels over optimizer steps; a value that was absent (null) is a gap."""
+def draw_curves(metrics: Sequence[Row], path: Path, *, title: str, panels: Panels = PANELS) -> None:
+    """A square of panels over optimizer steps; a value that was absent (null) is a gap."""
     import matplotlib.figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = matplotlib.figure.Figure(figsize=(14, 9), layout="constrained")
+    side = math.isqrt(len(panels))
+    figure = matplotlib.figure.Figure(figsize=(14 / 3 * side, 3 * side), layout="constrained")
     figure.suptitle(title)
     steps = np.array([row["step"] for row in metrics])
-    for axes, (name, lines) in zip(figure.subplots(3, 3, sharex=True).flat, PANELS, strict=True):
+    for axes, (name, lines) in zip(figure.subplots(side, side, sharex=True).flat, panels, strict=True):
         for label, key in lines.items():
             _draw(axes, steps, series(metrics, key), label)
         axes.set_title(name)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    for axes in figure.axes[-3:]:
+    for axes in figure.axes[-side:]:
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=110)
