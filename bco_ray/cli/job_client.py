@@ -83,9 +83,13 @@ class JobServer:
         """What `create` with this body would cost."""
         return self.post("/fine_tuning/jobs/estimate", body)
 
-    def steer(self, job_id: str, verb: str, body: Json | None = None) -> Json:
-        """cancel, pause and resume give the job, retry gives a new one."""
-        return self.post(_path(job_id, verb), body)
+    def steer(self, job_id: str, verb: str) -> Json:
+        """The job, after `cancel`, `pause` or `resume`."""
+        return self.post(_path(job_id, verb))
+
+    def retry(self, job_id: str, body: Json, idempotency_key: str) -> Json:
+        """The new job that this key made of it, now or before."""
+        return self.post(_path(job_id, "retry"), body, {"Idempotency-Key": idempotency_key})
 
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> Json:
         """Without what is None in `query`."""

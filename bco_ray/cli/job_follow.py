@@ -13,8 +13,8 @@ from bco_ray.cli.job_client import FOLLOW_SECONDS, AwayError, JobServer, Patienc
 from bco_ray.control.states import ENDED
 
 Json = dict[str, Any]
-Over = Callable[["Json", bool], bool]
-"""`over(job, on_cluster)`: is there nothing more to wait for?"""
+Over = Callable[[Json], bool]
+"""Is there nothing more to wait for?"""
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, _SLOWER = 1.0, 5.0, 1.25
 
@@ -58,32 +58,17 @@ def all_events(server: JobServer, job_id: str) -> Json:
     return {"object": "list", "data": Events(server, job_id).look()[::-1], "has_more": False}
 
 
-class OnCluster:
-    """Whether a job's processes are there, as its events tell it: a status says only what is wanted."""
-
-    def __init__(self) -> None:
-        self.now = False
-
-    def hear(self, event: Json) -> None:
-        """In the order they came."""
-        message = event["message"]
-        if message.startswith("Attempt ") and message.endswith(" goes to the cluster."):
-            self.now = True
-        elif message == "The cluster is free of it." or (message.startswith("Attempt ") and " was lost (" in message):
-            self.now = False
-
-
-def ended(job: Json, _: bool = False) -> bool:
+def ended(job: Json) -> bool:
     """For good."""
     return job["status"] in ENDED
 
 
-def off_cluster(job: Json, on_cluster: bool) -> bool:
-    """Ended or put aside, and gone."""
-    return (ended(job) or job["status"] == "paused") and not on_cluster
+def off_cluster(job: Json) -> bool:
+    """Ended or put aside, and gone: a status says only what is wanted."""
+    return (ended(job) or job["status"] == "paused") and not job["status_details"]["on_cluster"]
 
 
-def begun(job: Json, _: bool) -> bool:
+def begun(job: Json) -> bool:
     """It does not wait for its turn any more."""
     return job["status"] not in {"validating_files", "queued"}
 
@@ -92,14 +77,12 @@ def follow(
     server: JobServer, job_id: str, over: Over, show: Callable[[Json, list[Json]], None], patience: Patience
 ) -> Json:
     """The job when it is `over`; `show(job, new events)` hears of every look. Slower where nothing happens."""
-    events, cluster, pause, before = Events(server, job_id), OnCluster(), _FIRST_PAUSE_SECONDS, None
+    events, pause, before = Events(server, job_id), _FIRST_PAUSE_SECONDS, None
     while True:
         job = patience(lambda: server.job(job_id))
         news = patience(events.look)
-        for event in news:
-            cluster.hear(event)
         show(job, news)
-        if over(job, cluster.now):
+        if over(job):
             return job
         pause = _FIRST_PAUSE_SECONDS if news or job != before else min(_LONGEST_PAUSE_SECONDS, _SLOWER * pause)
         before = job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from glob import glob
 from pathlib import Path
@@ -21,7 +21,7 @@ from bco_ray.telemetry import console
 
 Json = dict[str, Any]
 
-_NAMED = re.compile(r"feedback(:[0-9]+)?|file-[0-9a-f]{24}|[a-z0-9+.-]+://.*")
+_NAMED = re.compile(r"feedback(:([0-9]+\.\.)?[0-9]*)?|file-[0-9a-f]{24}|[a-z0-9+.-]+://.*")
 """A `training_file` that the server knows by itself."""
 
 _SEND_SECONDS = 4.0
@@ -58,13 +58,16 @@ def uploaded(server: JobServer, training_file: str) -> str:
     return _upload(server, found[0])
 
 
-def send(server: JobServer, body: Json, idempotency_key: str | None) -> Json:
-    """The new job. Asked again if no answer came: by its key it is one job. Raises ServingError."""
+def send(ask: Callable[[str], Json], idempotency_key: str | None, more: str = "") -> Json:
+    """The new job that `ask(key)` gives. Asked again if no answer came: by its key it is one job. Raises ServingError.
+
+    `more`: to be said beside the key by whoever tries again.
+    """
     key = idempotency_key or uuid.uuid4().hex
     try:
-        return Patience(_SEND_SECONDS, note)(lambda: server.create(body, key))
+        return Patience(_SEND_SECONDS, note)(lambda: ask(key))
     except AwayError as error:
-        again = f"--idempotency-key {key} --training-file {body['training_file']}"
+        again = f"--idempotency-key {key} {more}".rstrip()
         raise ServingError(f"{error} To try again and not make two jobs add: {again}") from None
 
 

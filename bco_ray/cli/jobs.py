@@ -62,7 +62,9 @@ def create(
     if dry_run:
         present(server.estimate(body), job_view.show_estimate, as_json)
         return
-    job_waiting.made(server, job_request.send(server, body, idempotency_key), wait=wait, png=png, as_json=as_json)
+    again = f"--training-file {body['training_file']}"  # an upload would be another file, and so another request
+    job = job_request.send(lambda key: server.create(body, key), idempotency_key, again)
+    job_waiting.made(server, job, wait=wait, png=png, as_json=as_json)
 
 
 @app.command("list")
@@ -142,25 +144,27 @@ def resume(
 @app.command()
 def retry(
     job_id: option.Id,
-    step: Annotated[int | None, typer.Option("--step", min=0, help="Of the checkpoint to go on from.")] = None,
+    step: Annotated[int | None, typer.Option("--step", min=1, help="Of the checkpoint to go on from.")] = None,
     metadata: option.Metadata = NONE,
     budget_hours: option.Hours = None,
     budget_gpu_hours: option.GpuHours = None,
     budget_tokens: option.Tokens = None,
     deadline: option.Deadline = None,
+    idempotency_key: option.IdempotencyKey = None,
     wait: option.Wait = False,
     png: option.Png = None,
     url: option.Url = option.SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """The same once more, as a new job. Prints its id."""
+    """The same once more from its newest checkpoint, or that of --step, as a new job. Prints its id."""
     from bco_ray.cli import job_request, job_view, job_waiting
 
     job_view.require_png(png)
     limits = job_request.budget(budget_hours, budget_gpu_hours, budget_tokens, deadline)
     body = {"step": step, "metadata": job_request.pairs("--metadata", metadata), "budget": limits}
     server = _server(url)
-    job = server.steer(job_id, "retry", {name: value for name, value in body.items() if value is not None})
+    said = {name: value for name, value in body.items() if value is not None}
+    job = job_request.send(lambda key: server.retry(job_id, said, key), idempotency_key)
     job_waiting.made(server, job, wait=wait, png=png, as_json=as_json)
 
 

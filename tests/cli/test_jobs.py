@@ -530,7 +530,7 @@ class Breaking:
         return api
 
 
-def test_standin_a_log_goes_on_where_the_connection_broke(bco: Shell) -> None:
+def test_a_log_goes_on_where_the_connection_broke(bco: Shell) -> None:
     stand_in = Breaking([f"line {n:04}\n".encode() for n in range(11)])
     with listening(stand_in.api()) as url:
         assert raw(bco, "logs", "ftjob-1", "-f", "--url", url) == b"".join(stand_in.pieces)
@@ -747,21 +747,21 @@ def test_standin_an_estimate_is_a_table_with_dashes(bco: Shell) -> None:
     assert abs(body["budget"]["deadline"] - time.time() - 6 * 3600) < 60
 
 
-def test_standin_retry_says_step_budget_and_metadata(bco: Shell) -> None:
-    api, asked = stand_in({"id": "ftjob-2", "status": "validating_files"})
-    with listening(api) as url:
-        out = bco("retry", "ftjob-1", "--step", "40", "--budget-tokens", "7", "--budget-gpu-hours", "1.5",
-                  "--metadata", "a=b", "--url", url)  # fmt: skip
-        bco("retry", "ftjob-1", "--url", url)
-    assert out == "ftjob-2\n"
-    assert asked == [
-        ("v1/fine_tuning/jobs/ftjob-1/retry",
-         {"step": 40, "metadata": {"a": "b"}, "budget": {"gpu_hours": 1.5, "tokens": 7}}),
-        ("v1/fine_tuning/jobs/ftjob-1/retry", {}),
-    ]  # fmt: skip
+def test_retried_it_is_a_new_job_with_a_budget_of_its_own(bco: Shell, site: Site) -> None:
+    job_id = bco.create()
+    bco("retry", job_id, code=1)
+    assert "cancel or pause it" in bco.err
+    bco("cancel", job_id, "--wait")
+    words = ("--budget-tokens", "7", "--budget-gpu-hours", "1.5", "--metadata", "a=b", "--idempotency-key", "k")
+    again = bco.json("retry", job_id, *words)
+    assert again["id"] == bco.json("retry", job_id, *words)["id"] != job_id
+    assert (again["budget"], again["metadata"]) == ({"gpu_hours": 1.5, "tokens": 7}, {"a": "b"})
+    assert again["retried_from"] == {"job": job_id, "step": None}
+    bco("retry", job_id, "--step", "40", code=2)
+    assert "no checkpoint of step 40; it has none" in bco.err
 
 
-def test_standin_what_a_server_does_not_know_is_shown(bco: Shell) -> None:
+def test_a_server_that_does_not_know_a_field_is_quoted(bco: Shell) -> None:
     error = {"message": "budget: Extra inputs are not permitted\x1b[2J", "type": "x", "param": "budget", "code": None}
     api, _ = stand_in({"error": error}, 400)
     with listening(api) as url:

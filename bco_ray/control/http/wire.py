@@ -38,7 +38,7 @@ def job(one: Job) -> Json:
         "finished_at": None if one.finished_at is None else int(one.finished_at),
         "estimated_finish": _estimated_finish(one),
         "error": one.error,
-        "status_details": {name: one.details.get(name) for name in _DETAILS},
+        "status_details": {**{name: one.details.get(name) for name in _DETAILS}, "on_cluster": one.holds_cluster},
         "started_at": None if one.started_at is None else int(one.started_at),
         "attempt": one.attempt,
         "priority": one.priority,
