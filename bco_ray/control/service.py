@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from bco_ray.config import JobSpec
 from bco_ray.control.files import FileStore
 from bco_ray.control.job import Job, News, Order, body_hash, new_id
 from bco_ray.control.jobs import JobStore
@@ -30,18 +31,20 @@ class JobService:
         queued_limit: int | None = None,
     ) -> tuple[Job, bool]:  # fmt: skip
         """The job, and whether it is new. Raises SpecError, NotFoundError (of a file), and as `JobStore.create`."""
-        job_id, sent = new_id("ftjob"), request.model_dump(mode="json", exclude_unset=True)
-        spec = spec_of(
-            request, job_id, str(self.storage), log=request.training_file, register_as=_registered_name(request)
-        )
-        check_places(spec, self._allowed(request.training_file))
-        data = spec.data.model_copy(update={"feedback": [self._log(project, request.training_file)]})
-        spec = spec.model_copy(update={"data": data})
+        spec, sent = self.spec_for(request, project), request.model_dump(mode="json", exclude_unset=True)
         order = Order(
-            job_id, project, key_id, sent, spec.model_dump(mode="json"), request.metadata or {}, body_hash(sent),
+            spec.name, project, key_id, sent, spec.model_dump(mode="json"), request.metadata or {}, body_hash(sent),
             request.priority, idempotency_key,
         )  # fmt: skip
         return self.jobs.create(order, queued_limit=queued_limit)
+
+    def spec_for(self, request: JobRequest, project: str) -> JobSpec:
+        """What the request means, under a new job's id as its name. Raises SpecError, NotFoundError (of a file)."""
+        where = {"log": request.training_file, "register_as": _registered_name(request)}
+        spec = spec_of(request, new_id("ftjob"), str(self.storage), **where)
+        check_places(spec, self._allowed(request.training_file))
+        data = spec.data.model_copy(update={"feedback": [self._log(project, request.training_file)]})
+        return spec.model_copy(update={"data": data})
 
     def cancel(self, job_id: str, project: str | None) -> Job:
         """At once; its cluster is freed after its last checkpoint. Raises IllegalMoveError, NotFoundError."""
