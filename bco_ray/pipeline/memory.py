@@ -54,13 +54,10 @@ def memory_of(size: ModelSize, layout: Layout, live_reference: ModelSize | None 
     """
     weights = _frozen_and_own(size, layout) / layout.share(3)
     moments = _optimizer(size.trained, layout)
-    gradients = _gradients(size.trained, layout)
-    on_host = (0.0 if layout.offload == "none" else moments + FLOAT32 * size.trained / layout.share(1)) + (
-        weights if layout.offload == "parameters" else 0.0
-    )
+    away = {"none": 0.0, "optimizer": moments, "parameters": moments + weights}[layout.offload]
     items = {
         "weights": 0.0 if layout.offload == "parameters" else weights,
-        "gradients": gradients,
+        "gradients": _gradients(size.trained, layout),
         "optimizer": moments if layout.offload == "none" else 0.0,
         "reference": _frozen_and_own(live_reference, layout) / layout.share(3) if live_reference else 0.0,
         "activations": activations(size, layout),
@@ -68,7 +65,7 @@ def memory_of(size: ModelSize, layout: Layout, live_reference: ModelSize | None 
         "buffers": _buffers(size, layout),
     }
     rounded = {name: round(value) for name, value in items.items()}
-    return {**rounded, "total": sum(rounded.values()), "host": round(on_host)}
+    return {**rounded, "total": sum(rounded.values()), "host": round(away)}
 
 
 def activations(size: ModelSize, layout: Layout) -> int:
