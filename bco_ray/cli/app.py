@@ -46,11 +46,19 @@ def main() -> None:
 
 
 @app.command()
-def run(spec: Spec, set_: Overrides = NONE, as_json: AsJson = False) -> None:
+def run(
+    spec: Spec,
+    set_: Overrides = NONE,
+    as_json: AsJson = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
+) -> None:
     """Score, train, evaluate and register; run again after any interruption and only the rest is done."""
-    from bco_ray.cli import runs
+    from bco_ray.cli import estimate_view, runs
 
-    finish(runs.run(spec, set_), as_json)
+    if dry_run:
+        estimate_view.dry_run(spec, set_, as_json=as_json)
+    else:
+        finish(runs.run(spec, set_), as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Jobs, events, checkpoints, estimates and logs on a terminal. Text from the server is no markup and steers nothing."""
+"""Jobs, events, checkpoints and logs on a terminal. Text from the server is no markup and steers nothing."""
 
 from __future__ import annotations
 
@@ -36,45 +36,29 @@ _PANELS = (
 
 def show_jobs(page: Json) -> None:
     """One line each, the newest first."""
-    table = _table("id", "status", "model", "result", "created", "metadata")
+    table = table_of("id", "status", "model", "result", "created", "metadata")
     for job in page["data"]:
         metadata = " ".join(f"{name}={value}" for name, value in (job.get("metadata") or {}).items())
         shown = (status_of(job), job["model"], job.get("fine_tuned_model"), _time(job["created_at"]), metadata)
         table.add_row(said(job["id"]), *map(said, shown))
-    _print(table)
+    print_table(table)
 
 
 def show_job(job: Json) -> None:
     """What it is, how it stands, and what came of it."""
-    table = _table("", "")
+    table = table_of("", "")
     for name, value in _facts(job):
         table.add_row(name, said(value))
-    _print(table)
+    print_table(table)
 
 
 def show_checkpoints(page: Json) -> None:
     """The newest first."""
-    table = _table("id", "step", "made", "loss")
+    table = table_of("id", "step", "made", "loss")
     for one in page["data"]:
         loss = _number((one.get("metrics") or {}).get("train_loss"))
         table.add_row(said(one["id"]), said(one["step_number"]), _time(one["created_at"]), loss)
-    _print(table)
-
-
-def show_estimate(estimate: Json) -> None:
-    """What is not known is a dash."""
-    table = _table("", "")
-    for name in ("rows", "usable_rows", "label_rate", "tokens_per_epoch", "trained_tokens", "steps"):
-        table.add_row(name.replace("_", " "), _number(estimate.get(name)))
-    for name, size in (estimate.get("memory") or {"memory per worker": None}).items():
-        table.add_row(said(name), DASH if size is None else _size(size))
-    seconds = estimate.get("seconds")
-    table.add_row("time", DASH if seconds is None else duration(seconds))
-    table.add_row("exact", {"True": "yes", "False": "no"}.get(str(estimate.get("exact")), DASH))
-    table.add_row("basis", said(estimate.get("basis")))
-    for warning in estimate.get("warnings") or ():
-        table.add_row("warning", said(warning))
-    _print(table)
+    print_table(table)
 
 
 def event_line(event: Json) -> str:
@@ -205,14 +189,16 @@ def _newest(newest: Mapping[str, Any]) -> list[str]:
     return [f"{name} {newest[key]:.4g}" for key, name in _NEWEST.items() if newest.get(key) is not None]
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """Without a header if no column has a name."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=any(columns), padding=(0, 2, 0, 0))
     for place, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=place == 0)
     return table
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """On stdout, as wide as it is."""
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=_PIPE_WIDTH)).print(table, highlight=False)
 
@@ -230,7 +216,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return DASH
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:,.2f} GiB"

@@ -48,7 +48,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Ask for a job: a spec file, or a model and a log; flags win over the file. Prints its id."""
-    from bco_ray.cli import job_request, job_view, job_waiting
+    from bco_ray.cli import estimate_view, job_request, job_view, job_waiting
 
     job_view.require_png(png)
     limits = job_request.budget(budget_hours, budget_gpu_hours, budget_tokens, deadline)
@@ -60,7 +60,7 @@ def create(
     body, server = job_request.request_body(spec, set_, flags, numbers), _server(url)
     body["training_file"] = job_request.uploaded(server, body["training_file"])
     if dry_run:
-        present(server.estimate(body), job_view.show_estimate, as_json)
+        present(server.estimate(body), estimate_view.show, as_json)
         return
     again = f"--training-file {body['training_file']}"  # an upload would be another file, and so another request
     job = job_request.send(lambda key: server.create(body, key), idempotency_key, again)

@@ -43,15 +43,13 @@ class JobService:
 
     def create(self, request: JobRequest, asker: Asker) -> tuple[Job, bool]:
         """The job, and whether it is new. Raises SpecError, NotFoundError (of a file), and as `JobStore.create`."""
-        job_id, sent = new_id("ftjob"), request.model_dump(mode="json", exclude_unset=True)
-        spec = self.spec_for(request, asker.project, job_id)
-        return self._order(job_id, spec, sent, body_hash(sent), request, asker)
+        spec, sent = self.spec_for(request, asker.project), request.model_dump(mode="json", exclude_unset=True)
+        return self._order(spec, sent, body_hash(sent), request, asker)
 
-    def spec_for(self, request: JobRequest, project: str, job_id: str) -> JobSpec:
-        """What the request means, with every place allowed. Raises SpecError, NotFoundError (of a file)."""
-        spec = spec_of(
-            request, job_id, str(self.storage), log=request.training_file, register_as=_registered_name(request)
-        )
+    def spec_for(self, request: JobRequest, project: str) -> JobSpec:
+        """What the request means, under a new job's id as its name. Raises SpecError, NotFoundError (of a file)."""
+        where = {"log": request.training_file, "register_as": _registered_name(request)}
+        spec = spec_of(request, new_id("ftjob"), str(self.storage), **where)
         check_places(spec, self._allowed(request.training_file if _FILE.fullmatch(request.training_file) else None))
         data = spec.data.model_copy(update={"feedback": [self._log(project, request.training_file)]})
         return spec.model_copy(update={"data": data})
@@ -76,7 +74,7 @@ class JobService:
         spec = spec_again(resolved["spec"], new, request, start)
         kept = {name: value for name, value in before.request.items() if name not in {"budget", "metadata", "priority"}}
         sent = {**kept, **again, "retry": {"job": job_id, "step": step}}
-        return self._order(new, spec, sent, body_hash({"retry": job_id, **again}), request, asker)
+        return self._order(spec, sent, body_hash({"retry": job_id, **again}), request, asker)
 
     def cancel(self, job_id: str, project: str | None) -> Job:
         """At once; its cluster is freed after its last checkpoint. Raises IllegalMoveError, NotFoundError."""
@@ -91,11 +89,11 @@ class JobService:
         return self.jobs.move(job_id, "queued", News("The job was resumed."), project=project)
 
     def _order(
-        self, job_id: str, spec: JobSpec, sent: dict[str, Any], digest: str, request: JobRequest | RetryRequest,
+        self, spec: JobSpec, sent: dict[str, Any], digest: str, request: JobRequest | RetryRequest,
         asker: Asker,
     ) -> tuple[Job, bool]:  # fmt: skip
         order = Order(
-            job_id, asker.project, asker.key_id, sent, spec.model_dump(mode="json"), request.metadata or {}, digest,
+            spec.name, asker.project, asker.key_id, sent, spec.model_dump(mode="json"), request.metadata or {}, digest,
             request.priority, asker.idempotency_key,
         )  # fmt: skip
         return self.jobs.create(order, asker.room)

@@ -12,7 +12,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -95,12 +95,12 @@ def blocks(part: Range, *, block_bytes: int = BLOCK_BYTES) -> Iterator[pa.Table]
         rows.append(row)
         size += len(row.raw)
         if size >= block_bytes:
-            yield _table(part.file.path, rows)
+            yield as_table(part.file.path, rows)
             rows, size = [], 0
-    yield _table(part.file.path, rows)
+    yield as_table(part.file.path, rows)
 
 
-def rows_of(part: Range) -> Iterator[RawRow]:
+def rows_of(part: Range) -> Generator[RawRow]:
     """Non-blank rows of one range, in file order; a last one with a problem if the rest cannot be read."""
     following = part.start
     with locations.open_raw(part.file.path) as file:
@@ -146,6 +146,7 @@ def _object(row: RawRow) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _table(path: str, rows: list[RawRow]) -> pa.Table:
+def as_table(path: str, rows: Sequence[RawRow]) -> pa.Table:
+    """A block of one file's rows (schema.LINES)."""
     columns = [[path] * len(rows), *([row[field] for row in rows] for field in range(3))]
     return pa.table(columns, schema=LINES)

@@ -149,9 +149,18 @@ def export_model(lm: CausalLM, directory: Path, state: dict[str, torch.Tensor], 
 
 def parameter_count(directory: str | Path) -> int:
     """Number of weights, from the config alone (no weights are read); an adapter counts its base."""
-    config = transformers.AutoConfig.from_pretrained(str(base_of(directory)))
-    with torch.device("meta"):
-        return int(transformers.AutoModelForCausalLM.from_config(config).num_parameters())
+    return int(skeleton(directory).num_parameters())
+
+
+def skeleton(directory: str | Path, adapter: dict[str, Any] | None = None) -> CausalLM:
+    """The base of `directory`, a LoRA adapter on it, as shapes alone (on torch's meta device). Raises ModelError."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(base_of(directory)))
+        with torch.device("meta"):
+            lm = transformers.AutoModelForCausalLM.from_config(config)
+            return lm if adapter is None else _new_adapter(lm, adapter, torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{directory}: no model can be made of its config.json: {_first_line(error)}") from None
 
 
 def vocabulary_size(directory: str | Path) -> int:

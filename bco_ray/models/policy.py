@@ -93,7 +93,7 @@ class Policy(nn.Module):
             hidden_ND[pack.source_K],
             self.head.weight,
             pack.target_K,
-            chunk_size=self._head_chunk or _chunk_size(config.get_text_config().vocab_size, hidden_ND.device.type),
+            chunk_size=self._head_chunk or tokens_per_chunk(config.get_text_config().vocab_size, hidden_ND.device.type),
             head_bias_V=self.head.bias,
             logit_scale=_logit_scale(config),
             softcap=getattr(config, "final_logit_softcapping", None),
@@ -110,7 +110,8 @@ class Policy(nn.Module):
         return completion_logps(logits, ids_1T, torch.ones_like(ids_1T, dtype=torch.bool))
 
 
-def _chunk_size(vocabulary: int, device: str) -> int:
+def tokens_per_chunk(vocabulary: int, device: str) -> int:
+    """How many tokens are projected onto the vocabulary at a time."""
     return max(LEAST_TOKENS, LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE["cuda"]) // vocabulary)
 
 

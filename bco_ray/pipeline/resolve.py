@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -164,6 +164,13 @@ class ResolvedJob:
 
 def resolve(spec: JobSpec) -> ResolvedJob:
     """Pin what the spec refers to. Raises SpecError, DataError or ModelError naming the field."""
+    job = outline(spec)
+    prints = [loading.fingerprint(directory) for directory in (job.model_directory, job.reference_directory)]
+    return replace(job, model_fingerprint=prints[0], reference_fingerprint=prints[1])
+
+
+def outline(spec: JobSpec) -> ResolvedJob:
+    """As `resolve`, but no weights are read: without fingerprints the job's directories have no names yet."""
     storage = files.local_directory(spec.output.storage)
     directory, reference = resolve_model(spec.model.base, storage, revision=spec.model.revision)
     reference_directory, reference_name = _resolve_reference(spec, storage, directory)
@@ -193,8 +200,7 @@ def resolve(spec: JobSpec) -> ResolvedJob:
             "output": spec.output.model_copy(update={"storage": str(storage)}),
         }
     )
-    prints = loading.fingerprint(directory), loading.fingerprint(reference_directory)
-    return ResolvedJob(spec, storage, directory, prints[0], reference_directory, prints[1], log, bf16)
+    return ResolvedJob(spec, storage, directory, "", reference_directory, "", log, bf16)
 
 
 def _resolve_reference(spec: JobSpec, storage: Path, base: str) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from bco_ray.control.delivering import Deliverer
 from bco_ray.control.files import FileStore
-from bco_ray.control.http import files_routes, job_routes, webhook_routes
+from bco_ray.control.http import estimate_routes, files_routes, job_routes, webhook_routes
 from bco_ray.control.job import Job
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.keys import KeyStore
@@ -71,6 +71,7 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore) -> Extension
     service = JobService(job_store(engine, webhooks), files, args.storage, places)
     routers = [
         files_routes.router(files, caller=read, submit=upload),
+        estimate_routes.router(service, submit=submit),
         job_routes.router(service, caller=read, submit=submit, waiting_limit=args.max_queued_jobs_per_project),
         webhook_routes.router(webhooks, caller=submit, allow_private=args.private_webhooks),
     ]

@@ -22,7 +22,7 @@ from bco_ray.training.building import Trainee, build
 from bco_ray.training.checkpoint import Checkpoints
 from bco_ray.training.gang import Gang
 from bco_ray.training.metrics import MetricsLog
-from bco_ray.training.plan import Plan
+from bco_ray.training.plan import Plan, plan_of
 from bco_ray.training.probe import probe_shift
 from bco_ray.training.setup import TrainSetup
 from bco_ray.training.shard_reader import ShardReader
@@ -106,9 +106,11 @@ def _reader(setup: TrainSetup, manifest: ScoredManifest) -> ShardReader:
 
 
 def _plan(setup: TrainSetup, reader: ShardReader) -> Plan:
-    """Windows of `rows_per_step` rows: half as many pairs, where a loss takes pairs. Raises TrainingError if empty."""
-    per_unit = 2 if reader.units == "pairs" else 1
-    plan = Plan(reader.counts, max(1, setup.rows_per_step // per_unit), setup.epochs, setup.seed, setup.pool_rows)
+    """Raises TrainingError if it is empty."""
+    plan = plan_of(
+        reader.counts, reader.units, rows=setup.rows_per_step, epochs=setup.epochs, seed=setup.seed,
+        pool_rows=setup.pool_rows,
+    )  # fmt: skip
     if plan.rows == 0:
         raise TrainingError(
             f"objective.loss {setup.objective.loss} is made of {_UNIT_NAMES[reader.units]}, and there are none among "

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bco_ray.objective import Units
+
 POOL_ROWS = 65_536
 """Rows held in memory at once, and the distance over which rows are mixed."""
 
@@ -104,6 +106,14 @@ class Plan:
         chosen = [RowRef(s, True, i) for s in pool for i in range(self.shards[s].chosen)]
         rejected = [RowRef(s, False, i) for s in pool for i in range(self.shards[s].rejected)]
         return interleave(_permuted(chosen, random), _permuted(rejected, random))
+
+
+def plan_of(
+    counts: Sequence[ShardCounts], units: Units, *, rows: int, epochs: int, seed: int, pool_rows: int = POOL_ROWS
+) -> Plan:
+    """Of a run's units, shard by shard. `rows` of a step: half as many pairs."""
+    per_unit = 2 if units == "pairs" else 1
+    return Plan(tuple(counts), max(1, rows // per_unit), epochs, seed, pool_rows)
 
 
 def interleave(first: Sequence[RowRef], second: Sequence[RowRef]) -> list[RowRef]:

@@ -731,12 +731,12 @@ def test_standin_an_estimate_is_a_table_with_dashes(bco: Shell) -> None:
         out = " ".join(bco(*words, "--url", url).split())
         assert bco.json(*words, "--url", url) == reply
     for said in (
-        "usable rows 900",
+        "usable votes 900",
         "steps -",
         "weights 2.00 GiB",
-        "activations -",
+        "GPU hours -",
         "time 1:01:40",
-        "exact no",
+        "estimated from a sample",
         "thumbs-down",
     ):
         assert said in out
