@@ -21,12 +21,13 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from bco_ray.control.checking import KNOWN, check_upload, extension_of
+from bco_ray.control.checking import check_upload
 from bco_ray.errors import DataError, StorageError
 from bco_ray.storage import files as disk
 from bco_ray.storage.database import reading, writing
 from bco_ray.storage.feedback_rows import NotFoundError
 from bco_ray.storage.job_tables import files
+from bco_ray.storage.log_names import KNOWN, extension_of
 
 Order = Literal["asc", "desc"]
 

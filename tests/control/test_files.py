@@ -18,15 +18,16 @@ import sqlalchemy as sa
 from backports import zstd
 
 from bco_ray.control import checking
-from bco_ray.control.checking import check_upload, extension_of
+from bco_ray.control.checking import check_upload
 from bco_ray.control.files import FileStore, InvalidFileError, StoredFile
 from bco_ray.errors import StorageError
 from bco_ray.feedback.lines import first_rows
-from bco_ray.feedback.sources import READABLE, expand
+from bco_ray.feedback.sources import expand
 from bco_ray.storage import files as disk
 from bco_ray.storage.database import open_database, reading
 from bco_ray.storage.feedback_rows import NotFoundError
 from bco_ray.storage.job_tables import files
+from bco_ray.storage.log_names import KNOWN, READABLE, extension_of
 
 VOTE = {"prompt": "hi", "completion": "hello", "label": True}
 LINE = json.dumps(VOTE).encode() + b"\n"
@@ -243,7 +244,7 @@ def check(tmp_path: Path) -> Callable[[str, bytes], str | None]:
 
 def test_it_knows_what_readers_know() -> None:
     assert {extension for extension in READABLE if extension_of(f"a{extension}") == extension} == set(READABLE)
-    assert all(extension in checking.KNOWN for extension in READABLE if extension.count(".") == 1)
+    assert all(extension in KNOWN for extension in READABLE if extension.count(".") == 1)
     for name in ("a", "a.txt", "a.gz", "jsonl", "a.jsonl.bz2", "a.parquet.gz", "a.jsonl\n", "a.jsonl/../b"):
         assert extension_of(name) == ""
 

@@ -15,10 +15,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from bco_ray.control.checking import extension_of
 from bco_ray.control.files import FileStore, InvalidFileError, Order, StoredFile
 from bco_ray.errors import StorageError
 from bco_ray.storage.feedback_rows import NotFoundError
+from bco_ray.storage.log_names import extension_of
 from bco_ray.web.errors import UNSUPPORTED, ApiError
 from bco_ray.web.pages import page
 
