@@ -58,6 +58,7 @@ DOORS = {
         "serving/engines/batching/network",
     },
     "fastapi": {
+        "control/http/audit_routes",
         "control/http/files_routes",
         "control/http/job_routes",
         "control/http/webhook_routes",

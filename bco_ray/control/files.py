@@ -21,6 +21,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
+from bco_ray.control.audit import record
 from bco_ray.control.checking import check_upload
 from bco_ray.errors import DataError, StorageError
 from bco_ray.storage import files as disk
@@ -71,8 +72,10 @@ class FileStore:
         self._engine = engine
         self._directory = directory
 
-    def add(self, project: str, filename: str, purpose: str, chunks: Iterable[bytes]) -> StoredFile:
-        """Check and store an upload; durable when this returns.
+    def add(
+        self, project: str, filename: str, purpose: str, chunks: Iterable[bytes], *, actor: str = "server"
+    ) -> StoredFile:
+        """Check and store an upload; durable when this returns. `actor`: for the audit log, as in `delete`.
 
         Raises InvalidFileError, with nothing stored, for what cannot be a log of votes, and StorageError.
         """
@@ -84,7 +87,7 @@ class FileStore:
             size, digest = _write(path, chunks)
             if problem := check_upload(path, filename):
                 raise InvalidFileError(problem)
-        return self._insert(StoredFile(file_id, project, time.time(), filename, purpose, size, digest))
+        return self._insert(StoredFile(file_id, project, time.time(), filename, purpose, size, digest), actor)
 
     def get(self, project: str, file_id: str) -> StoredFile:
         """Raises NotFoundError."""
@@ -102,12 +105,13 @@ class FileStore:
             raise StorageError(f"{path}: missing, though {file_id} was not deleted. Restore it, or upload it again.")
         return path
 
-    def delete(self, project: str, file_id: str) -> None:
+    def delete(self, project: str, file_id: str, *, actor: str = "server") -> None:
         """The bytes go, the row stays: jobs name it. Raises NotFoundError."""
         gone = sa.update(files).where(*_present(project, file_id)).values(deleted_at=time.time())
         with writing(self._engine) as connection:
             if not connection.execute(gone).rowcount:
                 raise _unknown(file_id)
+            record(connection, project=project, actor=actor, action="file.delete", target=file_id)
         shutil.rmtree(self._directory / file_id, ignore_errors=True)
 
     def list(
@@ -152,10 +156,12 @@ class FileStore:
         if self._directory.is_dir():
             yield from (path for path in sorted(self._directory.iterdir()) if _OURS.fullmatch(path.name))
 
-    def _insert(self, stored: StoredFile) -> StoredFile:
+    def _insert(self, stored: StoredFile, actor: str) -> StoredFile:
         """If this fails the bytes stay, for sweep: the row may be there all the same (a connection lost at commit)."""
         with writing(self._engine) as connection:
             connection.execute(sa.insert(files).values(**asdict(stored)))
+            facts = {"filename": stored.filename, "bytes": stored.bytes, "sha256": stored.sha256}
+            record(connection, project=stored.project, actor=actor, action="file.upload", target=stored.id, **facts)
         return stored
 
 

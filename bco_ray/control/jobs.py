@@ -8,12 +8,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from bco_ray.control.audit import Deed, record
 from bco_ray.control.job import IllegalMoveError, Job, JobEvent, Json, News, Order, TooManyJobsError, new_id
 from bco_ray.control.states import ENDED, Status, sources
 from bco_ray.errors import ConflictError, StorageError
 from bco_ray.storage.database import reading, writing
 from bco_ray.storage.feedback_rows import NotFoundError
 from bco_ray.storage.job_tables import job_events, jobs
+
+_AUDITED = ("model", "training_file", "suffix")
+"""Of a request for a job."""
 
 Told = Callable[[sa.Connection, "Job"], None]
 """Called inside the transaction in which a job ended."""
@@ -78,9 +82,10 @@ class JobStore:
 
     def move(
         self, job_id: str, status: Status, news: News, *, project: str | None = None, seen: Job | None = None,
-        **changes: Any,
+        deed: Deed | None = None, **changes: Any,
     ) -> Job:  # fmt: skip
-        """The job in its new state. With `seen` only if status and attempt are still as there.
+        """The job in its new state. With `seen` only if status and attempt are still as there. `deed`: for the audit
+        log, if somebody wanted it so.
 
         Raises NotFoundError, IllegalMoveError naming the state it is in, ConflictError if it is not as `seen`.
         """
@@ -92,6 +97,8 @@ class JobStore:
                 raise IllegalMoveError(f"{job_id} is {before.status} and cannot become {status}.")
             job = _change(connection, job_id, status=status, **_times(before, status), **changes)
             _add_event(connection, job_id, news)
+            if deed is not None:
+                _audit(connection, job, deed, was=before.status)
             if status in ENDED:
                 self._ended(connection, job)
             return job
@@ -150,7 +157,14 @@ def _insert(connection: sa.Connection, order: Order) -> Job:
     }  # fmt: skip
     connection.execute(sa.insert(jobs).values(**row))
     _add_event(connection, row["id"], News("Created fine-tuning job."))
-    return _get(connection, row["id"], None)
+    job = _get(connection, row["id"], None)
+    asked = {name: job.request[name] for name in _AUDITED if name in job.request}
+    _audit(connection, job, Deed(job.created_by, "job.create"), **asked)
+    return job
+
+
+def _audit(connection: sa.Connection, job: Job, deed: Deed, **facts: Any) -> None:
+    record(connection, project=job.project, actor=deed.actor, action=deed.action, target=job.id, **facts)
 
 
 def _get(connection: sa.Connection, job_id: str, project: str | None, *, lock: bool = False) -> Job:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from bco_ray.control.audit import Deed
 from bco_ray.control.files import FileStore
 from bco_ray.control.job import Job, News, Order, body_hash, new_id
 from bco_ray.control.jobs import JobStore
@@ -18,7 +19,7 @@ _FILE = re.compile(r"file-[0-9a-f]{24}")
 
 @dataclass(frozen=True)
 class JobService:
-    """Over the stores of one server."""
+    """Over the stores of one server. `actor`: a key's id, for the audit log."""
 
     jobs: JobStore
     files: FileStore
@@ -43,17 +44,20 @@ class JobService:
         )  # fmt: skip
         return self.jobs.create(order, queued_limit=queued_limit)
 
-    def cancel(self, job_id: str, project: str | None) -> Job:
+    def cancel(self, job_id: str, project: str | None, actor: str) -> Job:
         """At once; its cluster is freed after its last checkpoint. Raises IllegalMoveError, NotFoundError."""
-        return self.jobs.move(job_id, "cancelled", News("The job was cancelled."), project=project)
+        news, deed = News("The job was cancelled."), Deed(actor, "job.cancel")
+        return self.jobs.move(job_id, "cancelled", news, project=project, deed=deed)
 
-    def pause(self, job_id: str, project: str | None) -> Job:
+    def pause(self, job_id: str, project: str | None, actor: str) -> Job:
         """Its cluster is freed after a checkpoint. Raises IllegalMoveError, NotFoundError."""
-        return self.jobs.move(job_id, "paused", News("The job was paused."), project=project)
+        news, deed = News("The job was paused."), Deed(actor, "job.pause")
+        return self.jobs.move(job_id, "paused", news, project=project, deed=deed)
 
-    def resume(self, job_id: str, project: str | None) -> Job:
+    def resume(self, job_id: str, project: str | None, actor: str) -> Job:
         """From its newest checkpoint, when there is room. Raises IllegalMoveError, NotFoundError."""
-        return self.jobs.move(job_id, "queued", News("The job was resumed."), project=project)
+        news, deed = News("The job was resumed."), Deed(actor, "job.resume")
+        return self.jobs.move(job_id, "queued", news, project=project, deed=deed)
 
     def _log(self, project: str, training_file: str) -> str:
         return str(self.files.open(project, training_file)) if _FILE.fullmatch(training_file) else training_file

@@ -5,6 +5,7 @@ annotation at run time, so this module must not postpone its annotations.)
 """
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,9 +13,10 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from bco_ray.control.audit import AuditLog
 from bco_ray.control.delivering import Deliverer
 from bco_ray.control.files import FileStore
-from bco_ray.control.http import files_routes, job_routes, webhook_routes
+from bco_ray.control.http import audit_routes, files_routes, job_routes, webhook_routes
 from bco_ray.control.job import Job
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.keys import KeyStore
@@ -25,12 +27,13 @@ from bco_ray.control.reconciler import Reconciler, Room
 from bco_ray.control.service import JobService
 from bco_ray.control.states import Status
 from bco_ray.control.webhooks import Event, WebhookStore
+from bco_ray.errors import StorageError
 from bco_ray.service.args import ServiceArgs
 from bco_ray.serving.app import Gateway, application
 from bco_ray.serving.http.api import Extension
 from bco_ray.storage.database import open_database
 from bco_ray.telemetry import logger
-from bco_ray.web.access import require
+from bco_ray.web.access import Caller, require
 
 _LOOK_SECONDS = 1.0
 _EVENTS: dict[Status, Event] = {
@@ -67,14 +70,24 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore) -> Extension
     files = FileStore(engine, args.storage / "files")
     named = args.allowed_places
     places = Places([str(args.storage / "models"), *(named or ())], lambda: named is None and not keys.any())
-    webhooks = WebhookStore(engine)
+    webhooks, log = WebhookStore(engine), AuditLog(engine)
     service = JobService(job_store(engine, webhooks), files, args.storage, places)
     routers = [
         files_routes.router(files, caller=read, submit=upload),
         job_routes.router(service, caller=read, submit=submit, queued_limit=args.max_queued_jobs_per_project),
         webhook_routes.router(webhooks, caller=submit, allow_private=args.private_webhooks),
+        audit_routes.router(log, caller=require("audit")),
     ]
-    return Extension(routers, job_routes.as_api_error, {"/v1/files": files_routes.MAX_UPLOAD_BYTES})
+    larger = {"/v1/files": files_routes.MAX_UPLOAD_BYTES}
+    return Extension(routers, job_routes.as_api_error, larger, partial(write_down, log))
+
+
+def write_down(log: AuditLog, who: Caller, action: str, target: str, **facts: Any) -> None:
+    """What is done cannot be taken back because it could not be written down: then the server's own log has it."""
+    try:
+        log.record(project=who.project, actor=who.key_id, action=action, target=target, **facts)
+    except StorageError as error:
+        logger.error("not in the audit log: %s did %s to %s %s: %s", who.key_id, action, target, facts, error)
 
 
 def job_store(engine: sa.Engine, webhooks: WebhookStore) -> JobStore:

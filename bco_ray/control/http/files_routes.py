@@ -55,6 +55,10 @@ class Caller(Protocol):
     def project(self) -> str:
         """Whose files these are."""
 
+    @property
+    def key_id(self) -> str:
+        """For the audit log."""
+
 
 def router(store: FileStore, *, caller: Callable[..., Any], submit: Callable[..., Any]) -> APIRouter:
     """All routes. `caller` and `submit` are dependencies that return a Caller or raise: who may read, who may write."""
@@ -64,7 +68,7 @@ def router(store: FileStore, *, caller: Callable[..., Any], submit: Callable[...
     async def upload(request: Request, who: Caller = Depends(submit)) -> Response:
         async with _form(request) as form:
             purpose, name, content = _purpose(form), *_file(form)
-            stored = await asyncio.to_thread(_add, store, who.project, name, purpose, content)
+            stored = await asyncio.to_thread(_add, store, who, name, purpose, content)
         return JSONResponse(_wire(stored))
 
     @routes.get("")
@@ -89,7 +93,7 @@ def router(store: FileStore, *, caller: Callable[..., Any], submit: Callable[...
 
     @routes.delete("/{file_id}")
     async def delete_file(file_id: str, who: Caller = Depends(submit)) -> Response:
-        await asyncio.to_thread(store.delete, who.project, file_id)
+        await asyncio.to_thread(store.delete, who.project, file_id, actor=who.key_id)
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
     return routes
@@ -146,10 +150,11 @@ def _name(given: str) -> str:
     return name[: min(stem, _MAX_NAME - (len(name) - stem))] + name[stem:]
 
 
-def _add(store: FileStore, project: str, name: str, purpose: str, content: IO[bytes]) -> StoredFile:
+def _add(store: FileStore, who: Caller, name: str, purpose: str, content: IO[bytes]) -> StoredFile:
     """Raises ApiError."""
     try:
-        return store.add(project, name, purpose, iter(lambda: content.read(_BLOCK_BYTES), b""))
+        chunks = iter(lambda: content.read(_BLOCK_BYTES), b"")
+        return store.add(who.project, name, purpose, chunks, actor=who.key_id)
     except InvalidFileError as error:
         raise ApiError(400, str(error), code="invalid_file", param="file") from None
 

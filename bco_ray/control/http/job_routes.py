@@ -59,10 +59,10 @@ def router(
     async def get_job(job_id: str, who: Caller = Depends(caller)) -> Response:
         return JSONResponse(wire.job(await asyncio.to_thread(jobs.get, job_id, who.project)))
 
-    def steered(verb: str, move: Callable[[str, str | None], Job]) -> None:
+    def steered(verb: str, move: Callable[[str, str | None, str], Job]) -> None:
         @routes.post(f"/{{job_id}}/{verb}", name=f"{verb}_job")
         async def steer(job_id: str, who: Caller = Depends(submit)) -> Response:
-            return JSONResponse(wire.job(await asyncio.to_thread(move, job_id, who.project)))
+            return JSONResponse(wire.job(await asyncio.to_thread(move, job_id, who.project, who.key_id)))
 
     for verb, move in {"cancel": service.cancel, "pause": service.pause, "resume": service.resume}.items():
         steered(verb, move)
