@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from bco_ray.control.audit import Deed, record
+from bco_ray.control.files import hold
 from bco_ray.control.job import IllegalMoveError, Job, JobEvent, Json, News, Order, TooManyJobsError, new_id
 from bco_ray.control.states import ENDED, Status, sources
 from bco_ray.errors import ConflictError, StorageError
@@ -30,11 +31,11 @@ class JobStore:
         self._engine = engine
         self._ended = ended
 
-    def create(self, order: Order, *, queued_limit: int | None = None) -> tuple[Job, bool]:
+    def create(self, order: Order, *, queued_limit: int | None = None, file_id: str | None = None) -> tuple[Job, bool]:
         """The new job, or the one that this idempotency key made before; and whether it is new.
 
         Raises ConflictError if the key was used for another request, TooManyJobsError beyond `queued_limit` waiting
-        jobs of the project.
+        jobs of the project, NotFoundError if the upload `file_id` that it is made from is gone.
         """
         for _ in range(2):
             try:
@@ -42,6 +43,8 @@ class JobStore:
                     if before := _made_before(connection, order):
                         return before, False
                     _check_room(connection, order.project, queued_limit)
+                    if file_id is not None:
+                        hold(connection, order.project, file_id)
                     return _insert(connection, order), True
             except StorageError as error:  # PostgreSQL: somebody with the same key was faster
                 if not isinstance(error.__cause__, sa.exc.IntegrityError):

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bco_ray.control.audit import Deed
-from bco_ray.control.files import FileStore
+from bco_ray.control.files import FileStore, is_file_id
 from bco_ray.control.job import Job, News, Order, body_hash, new_id
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.places import Places
 from bco_ray.control.requests import Check, JobRequest, check_places, spec_of
 from bco_ray.storage.registry import NAME
-
-_FILE = re.compile(r"file-[0-9a-f]{24}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,8 @@ class JobService:
             job_id, project, key_id, sent, spec.model_dump(mode="json"), request.metadata or {}, body_hash(sent),
             request.priority, idempotency_key,
         )  # fmt: skip
-        return self.jobs.create(order, queued_limit=queued_limit)
+        file_id = request.training_file if is_file_id(request.training_file) else None
+        return self.jobs.create(order, queued_limit=queued_limit, file_id=file_id)
 
     def cancel(self, job_id: str, project: str | None, actor: str) -> Job:
         """At once; its cluster is freed after its last checkpoint. Raises IllegalMoveError, NotFoundError."""
@@ -60,10 +59,10 @@ class JobService:
         return self.jobs.move(job_id, "queued", news, project=project, deed=deed)
 
     def _log(self, project: str, training_file: str) -> str:
-        return str(self.files.open(project, training_file)) if _FILE.fullmatch(training_file) else training_file
+        return str(self.files.open(project, training_file)) if is_file_id(training_file) else training_file
 
     def _allowed(self, training_file: str) -> Check:
-        uploaded = _FILE.fullmatch(training_file)
+        uploaded = is_file_id(training_file)
 
         def check(field: str, place: str) -> None:
             if not (uploaded and place == training_file):

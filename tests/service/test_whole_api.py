@@ -198,6 +198,17 @@ def test_from_upload_to_model(site: Site) -> None:
     assert list(client.fine_tuning.jobs.checkpoints.list(job.id)) == []
 
 
+def test_a_file_stays_as_long_as_a_job_needs_it(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
+    job = create(client, training_file=file.id)
+    with pytest.raises(openai.ConflictError, match=f"{job.id} .* is made from it; wait for its end") as raised:
+        client.files.delete(file.id)
+    assert raised.value.code == "file_in_use"
+    client.fine_tuning.jobs.cancel(job.id)
+    assert client.files.delete(file.id).deleted
+
+
 def test_pause_resume_cancel(site: Site) -> None:
     client = site.client(site.key("submit"))
     job = create(client)

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from bco_ray.control.files import FileStore, InvalidFileError, Order, StoredFile
+from bco_ray.control.files import FileInUseError, FileStore, InvalidFileError, Order, StoredFile
 from bco_ray.errors import StorageError
 from bco_ray.storage.feedback_rows import NotFoundError
 from bco_ray.storage.log_names import extension_of
@@ -93,7 +93,7 @@ def router(store: FileStore, *, caller: Callable[..., Any], submit: Callable[...
 
     @routes.delete("/{file_id}")
     async def delete_file(file_id: str, who: Caller = Depends(submit)) -> Response:
-        await asyncio.to_thread(store.delete, who.project, file_id, actor=who.key_id)
+        await asyncio.to_thread(_delete, store, who, file_id)
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
     return routes
@@ -157,6 +157,14 @@ def _add(store: FileStore, who: Caller, name: str, purpose: str, content: IO[byt
         return store.add(who.project, name, purpose, chunks, actor=who.key_id)
     except InvalidFileError as error:
         raise ApiError(400, str(error), code="invalid_file", param="file") from None
+
+
+def _delete(store: FileStore, who: Caller, file_id: str) -> None:
+    """Raises ApiError."""
+    try:
+        store.delete(who.project, file_id, actor=who.key_id)
+    except FileInUseError as error:
+        raise ApiError(409, str(error), code="file_in_use", headers={"x-should-retry": "false"}) from None
 
 
 def _page(store: FileStore, project: str, where: dict[str, Any]) -> dict[str, Any]:
