@@ -151,6 +151,12 @@ class WebhookStore:
             found = [_delivery(row) for row in connection.execute(page).mappings()]
         return found[:limit], len(found) > limit
 
+    def forget(self, before: float) -> int:
+        """Remove what was delivered before then (unix seconds), or made before then and given up; how many it was."""
+        over = _sent.next_at.is_(None), sa.func.coalesce(_sent.delivered_at, _sent.created_at) < before
+        with writing(self.engine) as connection:
+            return connection.execute(sa.delete(webhook_deliveries).where(*over)).rowcount
+
     def take(self, now: float, *, until: float, most: int, busy: Collection[str], tries: int) -> Sequence[Taken]:
         """Up to `most` that are due, the oldest of each webhook that is not `busy`; nobody else gets them `until` then.
 

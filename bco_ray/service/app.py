@@ -5,6 +5,7 @@ annotation at run time, so this module must not postpone its annotations.)
 """
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from bco_ray.control.ray_jobs import RayJobs
 from bco_ray.control.reconciler import Reconciler, Room
 from bco_ray.control.service import JobService
 from bco_ray.control.states import Status
+from bco_ray.control.upkeep import Upkeep
 from bco_ray.control.webhooks import Event, WebhookStore
 from bco_ray.errors import StorageError
 from bco_ray.service.args import ServiceArgs
@@ -36,6 +38,7 @@ from bco_ray.telemetry import logger
 from bco_ray.web.access import Caller, require
 
 _LOOK_SECONDS = 1.0
+_UPKEEP_SECONDS = 3600.0
 _EVENTS: dict[Status, Event] = {
     "succeeded": "fine_tuning.job.succeeded",
     "failed": "fine_tuning.job.failed",
@@ -108,9 +111,14 @@ class Jobs:
 
         room = Room(args.max_jobs, lambda _: args.max_jobs_per_project)
         store = job_store(engine, webhooks)
-        self._reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room)
-        self._deliverer = Deliverer(webhooks, Sender(allow_private=args.private_webhooks))
-        self._tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._deliverer.run())]
+        reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room)
+        upkeep = Upkeep(FileStore(engine, args.storage / "files"), webhooks)
+        tasks = [
+            every(_LOOK_SECONDS, reconciler.run_once, "the jobs cannot be looked after"),
+            Deliverer(webhooks, Sender(allow_private=args.private_webhooks)).run(),
+            every(_UPKEEP_SECONDS, upkeep.run_once, "the upkeep failed"),
+        ]
+        self._tasks = [asyncio.create_task(task) for task in tasks]
 
     async def check_health(self) -> None:
         """Serve's hook: one that looks no more is replaced."""
@@ -118,10 +126,12 @@ class Jobs:
             if task.done():
                 task.result()
 
-    async def _look(self) -> None:
-        while True:
-            try:
-                await asyncio.to_thread(self._reconciler.run_once)
-            except Exception:  # noqa: BLE001  whatever it was, the next look may be better
-                logger.exception("the jobs cannot be looked after")
-            await asyncio.sleep(_LOOK_SECONDS)
+
+async def every(seconds: float, work: Callable[[], None], failed: str) -> None:
+    """In a thread, the first time at once; `failed`: what the log says beside the error."""
+    while True:
+        try:
+            await asyncio.to_thread(work)
+        except Exception:  # noqa: BLE001  whatever it was, the next time may be better
+            logger.exception(failed)
+        await asyncio.sleep(seconds)
