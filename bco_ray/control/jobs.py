@@ -83,6 +83,19 @@ class JobStore:
             query = sa.select(jobs).where(open_ones).order_by(jobs.c.priority.desc(), jobs.c.seq)
             return [_job(row) for row in connection.execute(query).mappings()]
 
+    def unarchived(self, place: str) -> list[Job]:
+        """Ended and off the cluster, and not in the archive `place` as they ended. The oldest first."""
+        to, finished_at = (jobs.c.details[("archived", name)] for name in ("to", "finished_at"))
+        there = sa.and_(to.as_string() == place, finished_at.as_float() == jobs.c.finished_at)
+        over = sa.and_(jobs.c.status.in_(sorted(ENDED)), ~jobs.c.holds_cluster)
+        query = sa.select(jobs).where(over, ~sa.func.coalesce(there, sa.false())).order_by(jobs.c.seq)
+        with reading(self._engine) as connection:
+            return [_job(row) for row in connection.execute(query).mappings()]
+
+    def mark_archived(self, job: Job, place: str) -> None:
+        """As it ended, it lies in `place`. Raises ConflictError if it has been taken up again."""
+        self.note(job, details={**job.details, "archived": {"to": place, "finished_at": job.finished_at}})
+
     def move(
         self, job_id: str, status: Status, news: News, *, project: str | None = None, seen: Job | None = None,
         deed: Deed | None = None, **changes: Any,

@@ -14,6 +14,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from bco_ray.control.archive import Archive
 from bco_ray.control.audit import AuditLog
 from bco_ray.control.delivering import Deliverer
 from bco_ray.control.files import FileStore
@@ -39,6 +40,7 @@ from bco_ray.web.access import Caller, require
 
 _LOOK_SECONDS = 1.0
 _UPKEEP_SECONDS = 3600.0
+_ARCHIVE_SECONDS = 60.0
 _EVENTS: dict[Status, Event] = {
     "succeeded": "fine_tuning.job.succeeded",
     "failed": "fine_tuning.job.failed",
@@ -118,6 +120,9 @@ class Jobs:
             Deliverer(webhooks, Sender(allow_private=args.private_webhooks)).run(),
             every(_UPKEEP_SECONDS, upkeep.run_once, "the upkeep failed"),
         ]
+        if args.archive is not None:
+            archive = Archive(store, args.storage, args.archive)
+            tasks.append(every(_ARCHIVE_SECONDS, archive.run_once, "the archive cannot be kept"))
         self._tasks = [asyncio.create_task(task) for task in tasks]
 
     async def check_health(self) -> None:

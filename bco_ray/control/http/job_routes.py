@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from bco_ray.control import wire
 from bco_ray.control.checkpoints import checkpoints_of
-from bco_ray.control.http import wire
 from bco_ray.control.job import IllegalMoveError, Job, TooManyJobsError
 from bco_ray.control.requests import JobRequest
 from bco_ray.control.service import JobService
