@@ -59,6 +59,7 @@ DOORS = {
     },
     "fastapi": {
         "control/http/estimate_routes",
+        "control/http/audit_routes",
         "control/http/files_routes",
         "control/http/job_routes",
         "control/http/webhook_routes",

@@ -1,4 +1,4 @@
-"""What a job would take, on a terminal: `bco run SPEC --dry-run`, and what a server says for `bco jobs create --dry-run`."""
+"""What a job would take, on a terminal: of `bco run SPEC --dry-run`, and of a server (`bco jobs create --dry-run`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The audit log: who did what to whom. Entries are only ever appended, in the transaction of the deed itself."""
+"""The audit log: who did what to whom. Entries are only ever appended, in the transaction of the deed itself.
+
+What is done outside of the database (a model's name is moved) is written down right after it was done.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from bco_ray.storage.database import reading
+from bco_ray.storage.database import reading, writing
 from bco_ray.storage.job_tables import audit_log
 
 
@@ -26,6 +29,14 @@ class AuditEntry:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Deed:
+    """Something done to a job: `actor` as in `AuditEntry`, `action` as in `job.cancel`."""
+
+    actor: str
+    action: str
+
+
 def record(connection: sa.Connection, *, project: str, actor: str, action: str, target: str, **facts: Any) -> None:
     """Append an entry to the caller's transaction: it counts if, and only if, what it tells of does."""
     entry = {"at": time.time(), "project": project, "actor": actor, "action": action, "target": target, "facts": facts}
@@ -33,23 +44,35 @@ def record(connection: sa.Connection, *, project: str, actor: str, action: str, 
 
 
 class AuditLog:
-    """Reads what was recorded."""
+    """Reads what was recorded, and records what no transaction of its own tells of."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def list(
-        self, project: str | None = None, after: int | None = None, limit: int = 100
-    ) -> tuple[Sequence[AuditEntry], bool]:
-        """Up to `limit` entries, oldest first, those after the one with seq `after`; and whether there are more.
+    def record(self, *, project: str, actor: str, action: str, target: str, **facts: Any) -> None:
+        """In a transaction of its own. Raises StorageError."""
+        with writing(self._engine) as connection:
+            record(connection, project=project, actor=actor, action=action, target=target, **facts)
 
-        On PostgreSQL the order is that of appending, not of commits: who follows the log may have to look back.
+    def list(
+        self,
+        project: str | None = None,
+        *,
+        after: int | None = None,
+        limit: int = 100,
+        action: str | None = None,
+        actor: str | None = None,
+    ) -> tuple[Sequence[AuditEntry], bool]:
+        """Up to `limit` entries, the newest first, those before the one with seq `after`; and whether there are more.
+
+        On PostgreSQL the order is that of appending, not of commits: one that commits late may show up further down.
         """
-        query = sa.select(audit_log).order_by(audit_log.c.seq).limit(limit + 1)
-        if project is not None:
-            query = query.where(audit_log.c.project == project)
+        query = sa.select(audit_log).order_by(audit_log.c.seq.desc()).limit(limit + 1)
+        for column, value in (("project", project), ("action", action), ("actor", actor)):
+            if value is not None:
+                query = query.where(audit_log.c[column] == value)
         if after is not None:
-            query = query.where(audit_log.c.seq > after)
+            query = query.where(audit_log.c.seq < after)
         with reading(self._engine) as connection:
             found = [AuditEntry(**row) for row in connection.execute(query).mappings()]
         return found[:limit], len(found) > limit

@@ -21,15 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from backports import zstd
 
+from bco_ray.storage.log_names import KNOWN, extension_of
+
 LOOKED_AT_ROWS = 100
 LOOKED_AT_BYTES = 4 << 20
-
-KNOWN = ".jsonl, .ndjson, .json and .csv (also with .gz or .zst after it), .parquet and .arrow"
 
 Rows = Iterator[tuple[int, Any]]
 """Each row with the line it begins in (a CSV row: ends in), from 1."""
 
-_EXTENSION = re.compile(r"\.(?:(?:jsonl|ndjson|json|csv)(?:\.(?:gz|zst))?|parquet|arrow)\Z", re.IGNORECASE)
 _BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile(r"[ \t\r\n]*")
 _CUT_CHARACTERS = 16
@@ -43,12 +42,6 @@ class _BadRowError(Exception):
 
     def __init__(self, line: int, why: object) -> None:
         super().__init__(f"line {line}: {why}")
-
-
-def extension_of(filename: str) -> str:
-    """`.jsonl.gz`, say: what readers tell kind and compression by, in small letters; nothing if they could not."""
-    match = _EXTENSION.search(filename)
-    return match[0].lower() if match else ""
 
 
 def check_upload(path: Path, filename: str) -> str | None:

@@ -21,12 +21,15 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from bco_ray.control.checking import KNOWN, check_upload, extension_of
-from bco_ray.errors import DataError, StorageError
+from bco_ray.control.audit import record
+from bco_ray.control.checking import check_upload
+from bco_ray.control.states import ENDED
+from bco_ray.errors import BcoError, DataError, StorageError
 from bco_ray.storage import files as disk
 from bco_ray.storage.database import reading, writing
 from bco_ray.storage.feedback_rows import NotFoundError
-from bco_ray.storage.job_tables import files
+from bco_ray.storage.job_tables import files, jobs
+from bco_ray.storage.log_names import KNOWN, extension_of
 
 Order = Literal["asc", "desc"]
 
@@ -37,6 +40,10 @@ _OURS = re.compile(r"file-[0-9a-f]{24}|\.file-[0-9a-f]{24}\.[0-9a-f]+\.tmp")
 
 class InvalidFileError(DataError):
     """An upload that is no log of votes."""
+
+
+class FileInUseError(BcoError):
+    """A job that has not ended is made from it."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,10 @@ class FileStore:
         self._engine = engine
         self._directory = directory
 
-    def add(self, project: str, filename: str, purpose: str, chunks: Iterable[bytes]) -> StoredFile:
-        """Check and store an upload; durable when this returns.
+    def add(
+        self, project: str, filename: str, purpose: str, chunks: Iterable[bytes], *, actor: str = "server"
+    ) -> StoredFile:
+        """Check and store an upload; durable when this returns. `actor`: for the audit log, as in `delete`.
 
         Raises InvalidFileError, with nothing stored, for what cannot be a log of votes, and StorageError.
         """
@@ -83,7 +92,7 @@ class FileStore:
             size, digest = _write(path, chunks)
             if problem := check_upload(path, filename):
                 raise InvalidFileError(problem)
-        return self._insert(StoredFile(file_id, project, time.time(), filename, purpose, size, digest))
+        return self._insert(StoredFile(file_id, project, time.time(), filename, purpose, size, digest), actor)
 
     def get(self, project: str, file_id: str) -> StoredFile:
         """Raises NotFoundError."""
@@ -101,12 +110,14 @@ class FileStore:
             raise StorageError(f"{path}: missing, though {file_id} was not deleted. Restore it, or upload it again.")
         return path
 
-    def delete(self, project: str, file_id: str) -> None:
-        """The bytes go, the row stays: jobs name it. Raises NotFoundError."""
+    def delete(self, project: str, file_id: str, *, actor: str = "server") -> None:
+        """The bytes go, the row stays: jobs name it. Raises NotFoundError, and FileInUseError naming the job."""
         gone = sa.update(files).where(*_present(project, file_id)).values(deleted_at=time.time())
         with writing(self._engine) as connection:
-            if not connection.execute(gone).rowcount:
-                raise _unknown(file_id)
+            _lock(connection, project, file_id)
+            _require_unused(connection, project, file_id)
+            connection.execute(gone)
+            record(connection, project=project, actor=actor, action="file.delete", target=file_id)
         shutil.rmtree(self._directory / file_id, ignore_errors=True)
 
     def list(
@@ -151,11 +162,37 @@ class FileStore:
         if self._directory.is_dir():
             yield from (path for path in sorted(self._directory.iterdir()) if _OURS.fullmatch(path.name))
 
-    def _insert(self, stored: StoredFile) -> StoredFile:
+    def _insert(self, stored: StoredFile, actor: str) -> StoredFile:
         """If this fails the bytes stay, for sweep: the row may be there all the same (a connection lost at commit)."""
         with writing(self._engine) as connection:
             connection.execute(sa.insert(files).values(**asdict(stored)))
+            facts = {"filename": stored.filename, "bytes": stored.bytes, "sha256": stored.sha256}
+            record(connection, project=stored.project, actor=actor, action="file.upload", target=stored.id, **facts)
         return stored
+
+
+def is_file_id(text: str) -> bool:
+    """Whether it looks like an upload's id."""
+    return _ID.fullmatch(text) is not None
+
+
+def hold(connection: sa.Connection, project: str, file_id: str) -> None:
+    """In the transaction that makes a job of it: nobody deletes it before that is over. Raises NotFoundError."""
+    _lock(connection, project, file_id, shared=True)
+
+
+def _lock(connection: sa.Connection, project: str, file_id: str, *, shared: bool = False) -> None:
+    """The row, until the transaction ends; whoever waited for it sees what came of the other one. NotFoundError."""
+    row = sa.select(files.c.id).where(*_present(project, file_id)).with_for_update(read=shared)
+    if connection.execute(row).first() is None:
+        raise _unknown(file_id)
+
+
+def _require_unused(connection: sa.Connection, project: str, file_id: str) -> None:
+    made_of_it = jobs.c.project == project, jobs.c.request["training_file"].as_string() == file_id
+    query = sa.select(jobs.c.id, jobs.c.status).where(*made_of_it, jobs.c.status.not_in(sorted(ENDED)))
+    if (job := connection.execute(query.limit(1)).first()) is not None:
+        raise FileInUseError(f"{file_id}: {job.id} ({job.status}) is made from it; wait for its end, or cancel it.")
 
 
 def _write(path: Path, chunks: Iterable[bytes]) -> tuple[int, str]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from bco_ray.control.audit import Deed, record
+from bco_ray.control.files import hold
 from bco_ray.control.job import (
     IllegalMoveError,
     Job,
@@ -25,6 +27,9 @@ from bco_ray.storage.database import reading, writing
 from bco_ray.storage.feedback_rows import NotFoundError
 from bco_ray.storage.job_tables import job_events, jobs
 
+_AUDITED = ("model", "training_file", "suffix")
+"""Of a request for a job."""
+
 Told = Callable[[sa.Connection, "Job"], None]
 """Called inside the transaction in which a job ended."""
 
@@ -36,10 +41,13 @@ class JobStore:
         self._engine = engine
         self._ended = ended
 
-    def create(self, order: Order, room: WaitingRoom = WaitingRoom()) -> tuple[Job, bool]:
+    def create(
+        self, order: Order, room: WaitingRoom = WaitingRoom(), *, file_id: str | None = None
+    ) -> tuple[Job, bool]:
         """The new job, or the one that this idempotency key made before; and whether it is new.
 
-        Raises ConflictError if the key was used for another request, TooManyJobsError if there is no more room.
+        Raises ConflictError if the key was used for another request, TooManyJobsError if there is no more room,
+        NotFoundError if the upload `file_id` that it is made from is gone.
         """
         for _ in range(2):
             try:
@@ -47,6 +55,8 @@ class JobStore:
                     if before := _made_before(connection, order):
                         return before, False
                     _check_room(connection, order, room)
+                    if file_id is not None:
+                        hold(connection, order.project, file_id)
                     return _insert(connection, order), True
             except StorageError as error:  # PostgreSQL: somebody with the same key was faster
                 if not isinstance(error.__cause__, sa.exc.IntegrityError):
@@ -85,11 +95,25 @@ class JobStore:
             query = sa.select(jobs).where(open_ones).order_by(jobs.c.priority.desc(), jobs.c.seq)
             return [_job(row) for row in connection.execute(query).mappings()]
 
+    def unarchived(self, place: str) -> list[Job]:
+        """Ended and off the cluster, and not in the archive `place` as they ended. The oldest first."""
+        to, finished_at = (jobs.c.details[("archived", name)] for name in ("to", "finished_at"))
+        there = sa.and_(to.as_string() == place, finished_at.as_float() == jobs.c.finished_at)
+        over = sa.and_(jobs.c.status.in_(sorted(ENDED)), ~jobs.c.holds_cluster)
+        query = sa.select(jobs).where(over, ~sa.func.coalesce(there, sa.false())).order_by(jobs.c.seq)
+        with reading(self._engine) as connection:
+            return [_job(row) for row in connection.execute(query).mappings()]
+
+    def mark_archived(self, job: Job, place: str) -> None:
+        """As it ended, it lies in `place`. Raises ConflictError if it has been taken up again."""
+        self.note(job, details={**job.details, "archived": {"to": place, "finished_at": job.finished_at}})
+
     def move(
         self, job_id: str, status: Status, news: News, *, project: str | None = None, seen: Job | None = None,
-        **changes: Any,
+        deed: Deed | None = None, **changes: Any,
     ) -> Job:  # fmt: skip
-        """The job in its new state. With `seen` only if status and attempt are still as there.
+        """The job in its new state. With `seen` only if status and attempt are still as there. `deed`: for the audit
+        log, if somebody wanted it so.
 
         Raises NotFoundError, IllegalMoveError naming the state it is in, ConflictError if it is not as `seen`.
         """
@@ -101,6 +125,8 @@ class JobStore:
                 raise IllegalMoveError(f"{job_id} is {before.status} and cannot become {status}.")
             job = _change(connection, job_id, status=status, **_times(before, status), **changes)
             _add_event(connection, job_id, news)
+            if deed is not None:
+                _audit(connection, job, deed, was=before.status)
             if status in ENDED:
                 self._ended(connection, job)
             return job
@@ -164,7 +190,14 @@ def _insert(connection: sa.Connection, order: Order) -> Job:
     }  # fmt: skip
     connection.execute(sa.insert(jobs).values(**row))
     _add_event(connection, row["id"], News("Created fine-tuning job."))
-    return _get(connection, row["id"], None)
+    job = _get(connection, row["id"], None)
+    asked = {name: job.request[name] for name in _AUDITED if name in job.request}
+    _audit(connection, job, Deed(job.created_by, "job.create"), **asked)
+    return job
+
+
+def _audit(connection: sa.Connection, job: Job, deed: Deed, **facts: Any) -> None:
+    record(connection, project=job.project, actor=deed.actor, action=deed.action, target=job.id, **facts)
 
 
 def _get(connection: sa.Connection, job_id: str, project: str | None, *, lock: bool = False) -> Job:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bco_ray.config.spec import JobSpec
+from bco_ray.control.audit import Deed
 from bco_ray.control.checkpoints import checkpoints_of
-from bco_ray.control.files import FileStore
+from bco_ray.control.files import FileStore, is_file_id
 from bco_ray.control.job import IllegalMoveError, Job, News, Order, WaitingRoom, body_hash, new_id
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.places import Places
@@ -18,8 +19,6 @@ from bco_ray.control.states import ENDED
 from bco_ray.errors import SpecError
 from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.storage.registry import NAME
-
-_FILE = re.compile(r"file-[0-9a-f]{24}")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Asker:
 
 @dataclass(frozen=True)
 class JobService:
-    """Over the stores of one server."""
+    """Over the stores of one server. `actor`: a key's id, for the audit log."""
 
     jobs: JobStore
     files: FileStore
@@ -50,7 +49,7 @@ class JobService:
         """What the request means, under a new job's id as its name. Raises SpecError, NotFoundError (of a file)."""
         where = {"log": request.training_file, "register_as": _registered_name(request)}
         spec = spec_of(request, new_id("ftjob"), str(self.storage), **where)
-        check_places(spec, self._allowed(request.training_file if _FILE.fullmatch(request.training_file) else None))
+        check_places(spec, self._allowed(request.training_file if is_file_id(request.training_file) else None))
         data = spec.data.model_copy(update={"feedback": [self._log(project, request.training_file)]})
         return spec.model_copy(update={"data": data})
 
@@ -70,23 +69,26 @@ class JobService:
         start = f"{Path(resolved['run']).name}:{step}" if step else None
         new = new_id("ftjob")
         asked = spec_again(before.spec, new, request, start)  # as it was asked for: what it resolved to is ours
-        check_places(asked, self._allowed(path if _FILE.fullmatch(training_file) else None))
+        check_places(asked, self._allowed(path if is_file_id(training_file) else None))
         spec = spec_again(resolved["spec"], new, request, start)
         kept = {name: value for name, value in before.request.items() if name not in {"budget", "metadata", "priority"}}
         sent = {**kept, **again, "retry": {"job": job_id, "step": step}}
         return self._order(spec, sent, body_hash({"retry": job_id, **again}), request, asker)
 
-    def cancel(self, job_id: str, project: str | None) -> Job:
+    def cancel(self, job_id: str, project: str | None, actor: str) -> Job:
         """At once; its cluster is freed after its last checkpoint. Raises IllegalMoveError, NotFoundError."""
-        return self.jobs.move(job_id, "cancelled", News("The job was cancelled."), project=project)
+        news, deed = News("The job was cancelled."), Deed(actor, "job.cancel")
+        return self.jobs.move(job_id, "cancelled", news, project=project, deed=deed)
 
-    def pause(self, job_id: str, project: str | None) -> Job:
+    def pause(self, job_id: str, project: str | None, actor: str) -> Job:
         """Its cluster is freed after a checkpoint. Raises IllegalMoveError, NotFoundError."""
-        return self.jobs.move(job_id, "paused", News("The job was paused."), project=project)
+        news, deed = News("The job was paused."), Deed(actor, "job.pause")
+        return self.jobs.move(job_id, "paused", news, project=project, deed=deed)
 
-    def resume(self, job_id: str, project: str | None) -> Job:
+    def resume(self, job_id: str, project: str | None, actor: str) -> Job:
         """From its newest checkpoint, when there is room. Raises IllegalMoveError, NotFoundError."""
-        return self.jobs.move(job_id, "queued", News("The job was resumed."), project=project)
+        news, deed = News("The job was resumed."), Deed(actor, "job.resume")
+        return self.jobs.move(job_id, "queued", news, project=project, deed=deed)
 
     def _order(
         self, spec: JobSpec, sent: dict[str, Any], digest: str, request: JobRequest | RetryRequest,
@@ -96,7 +98,8 @@ class JobService:
             spec.name, asker.project, asker.key_id, sent, spec.model_dump(mode="json"), request.metadata or {}, digest,
             request.priority, asker.idempotency_key,
         )  # fmt: skip
-        return self.jobs.create(order, asker.room)
+        training_file = sent["training_file"]
+        return self.jobs.create(order, asker.room, file_id=training_file if is_file_id(training_file) else None)
 
     def _step(self, job_id: str, step: int | None) -> int | None:
         """Of the checkpoint that is meant. Raises SpecError if there is none of that step."""
@@ -108,7 +111,7 @@ class JobService:
         return step or next(iter(there), None)
 
     def _log(self, project: str, training_file: str) -> str:
-        return str(self.files.open(project, training_file)) if _FILE.fullmatch(training_file) else training_file
+        return str(self.files.open(project, training_file)) if is_file_id(training_file) else training_file
 
     def _allowed(self, upload: str | None) -> Check:
         """`upload`: the caller's own, which is allowed wherever it lies."""

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
+from bco_ray.control.audit import record
 from bco_ray.storage.database import reading, writing
 from bco_ray.storage.feedback_rows import NotFoundError, is_storable
 from bco_ray.storage.job_tables import webhook_deliveries, webhooks
@@ -86,12 +88,17 @@ class WebhookStore:
         self.engine = engine
         self._clock = clock
 
-    def create(self, project: str, url: str, events: Iterable[Event]) -> tuple[Webhook, str]:
-        """The webhook and its secret (`whsec_...`), which is never shown again. `url` has passed `check_url`."""
+    def create(self, project: str, url: str, events: Iterable[Event], *, actor: str = "server") -> tuple[Webhook, str]:
+        """The webhook and its secret (`whsec_...`), which is never shown again. `url` has passed `check_url`.
+
+        `actor`: for the audit log, as in `delete`; of the URL it is told the host, the rest may be a secret.
+        """
         made = Webhook(f"wh_{secrets.token_hex(12)}", self._clock(), url, list(dict.fromkeys(events)))
         secret = f"whsec_{base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()}"
         with writing(self.engine) as connection:
             connection.execute(sa.insert(webhooks).values(**vars(made), project=project, secret=secret))
+            facts = {"host": urlsplit(url).hostname, "events": made.events}
+            record(connection, project=project, actor=actor, action="webhook.create", target=made.id, **facts)
         return made, secret
 
     def list(self, project: str, after: str | None = None, limit: int = 100) -> tuple[Sequence[Webhook], bool]:
@@ -113,7 +120,7 @@ class WebhookStore:
         with reading(self.engine) as connection:
             return _get(connection, project, webhook_id)
 
-    def delete(self, project: str, webhook_id: str) -> None:
+    def delete(self, project: str, webhook_id: str, *, actor: str = "server") -> None:
         """Nothing more is sent to it, and its deliveries cannot be seen. Raises NotFoundError."""
         with writing(self.engine) as connection:
             _get(connection, project, webhook_id)
@@ -121,6 +128,7 @@ class WebhookStore:
             connection.execute(gone.values(deleted_at=self._clock(), secret=""))
             waiting = sa.update(webhook_deliveries).where(_sent.webhook_id == webhook_id, _sent.next_at.is_not(None))
             connection.execute(waiting.values(next_at=None, last_error="the webhook was deleted"))
+            record(connection, project=project, actor=actor, action="webhook.delete", target=webhook_id)
 
     def enqueue(self, connection: sa.Connection, project: str, event_type: Event, data: Mapping[str, Any]) -> None:
         """One delivery for each webhook that asked for this, in the transaction that makes the event happen."""
@@ -142,6 +150,12 @@ class WebhookStore:
                 page = page.where(_sent.seq < _anchor(connection, query.where(_sent.id == after), after)["seq"])
             found = [_delivery(row) for row in connection.execute(page).mappings()]
         return found[:limit], len(found) > limit
+
+    def forget(self, before: float) -> int:
+        """Remove what was delivered before then (unix seconds), or made before then and given up; how many it was."""
+        over = _sent.next_at.is_(None), sa.func.coalesce(_sent.delivered_at, _sent.created_at) < before
+        with writing(self.engine) as connection:
+            return connection.execute(sa.delete(webhook_deliveries).where(*over)).rowcount
 
     def take(self, now: float, *, until: float, most: int, busy: Collection[str], tries: int) -> Sequence[Taken]:
         """Up to `most` that are due, the oldest of each webhook that is not `busy`; nobody else gets them `until` then.

@@ -9,10 +9,7 @@ from typing import Any
 from bco_ray.errors import DataError, SpecError
 from bco_ray.storage import locations
 from bco_ray.storage.locations import Found
-
-_TEXT = ("jsonl", "ndjson", "json", "csv")
-READABLE = (*(f".{kind}{packed}" for kind in _TEXT for packed in ("", ".gz", ".zst")), ".parquet", ".arrow")
-_KIND = re.compile(r"\.(?:(jsonl|ndjson|json|csv)(?:\.(gz|zst))?|(parquet|arrow))$", re.IGNORECASE)
+from bco_ray.storage.log_names import KNOWN, extension_of, kind_of
 
 _BESIDE = re.compile(
     r"[._].*|cache-.*\.arrow|(?:state|dataset_dict|dataset_infos?)\.json"
@@ -34,15 +31,12 @@ class SourceFile:
     @property
     def kind(self) -> str:
         """`jsonl`, `json`, `csv`, `parquet` or `arrow`."""
-        match = _KIND.search(self.path)
-        kind = (match[1] or match[3]).lower() if match else "jsonl"
-        return "jsonl" if kind == "ndjson" else kind
+        return kind_of(self.path)[0] or "jsonl"
 
     @property
     def compression(self) -> str:
         """`gz`, `zst` or nothing."""
-        match = _KIND.search(self.path)
-        return (match[2] or "").lower() if match else ""
+        return kind_of(self.path)[1]
 
     def identity(self) -> dict[str, Any]:
         """What of it goes into a content address."""
@@ -70,10 +64,10 @@ def _matches(entry: str) -> list[Found]:
         if not found:
             raise DataError(f"data.feedback: {entry}: no such file.")
     if not files:
-        raise DataError(f"data.feedback: {entry}: nothing readable in it; readable are {', '.join(READABLE)}.")
+        raise DataError(f"data.feedback: {entry}: nothing readable in it; readable are {KNOWN}.")
     for file in files:
-        if not _KIND.search(file.uri):
-            raise SpecError(f"data.feedback: {file.uri}: unknown file type; readable are {', '.join(READABLE)}.")
+        if not extension_of(file.uri):
+            raise SpecError(f"data.feedback: {file.uri}: unknown file type; readable are {KNOWN}.")
     return files
 
 
@@ -87,4 +81,4 @@ def _logs_in(directory: str) -> list[Found]:
 
 
 def _data_of(inside: list[Found]) -> list[Found]:
-    return [f for f in inside if not f.is_directory and _KIND.search(f.name) and not _BESIDE.fullmatch(f.name)]
+    return [f for f in inside if not f.is_directory and extension_of(f.name) and not _BESIDE.fullmatch(f.name)]

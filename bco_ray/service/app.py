@@ -5,6 +5,8 @@ annotation at run time, so this module must not postpone its annotations.)
 """
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,9 +14,11 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from bco_ray.control.archive import Archive
+from bco_ray.control.audit import AuditLog
 from bco_ray.control.delivering import Deliverer
 from bco_ray.control.files import FileStore
-from bco_ray.control.http import estimate_routes, files_routes, job_routes, webhook_routes
+from bco_ray.control.http import audit_routes, estimate_routes, files_routes, job_routes, webhook_routes
 from bco_ray.control.job import Job
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.keys import KeyStore
@@ -24,15 +28,19 @@ from bco_ray.control.ray_jobs import RayJobs
 from bco_ray.control.reconciler import Reconciler, Room
 from bco_ray.control.service import JobService
 from bco_ray.control.states import Status
+from bco_ray.control.upkeep import Upkeep
 from bco_ray.control.webhooks import Event, WebhookStore
+from bco_ray.errors import StorageError
 from bco_ray.service.args import ServiceArgs
 from bco_ray.serving.app import Gateway, application
 from bco_ray.serving.http.api import Extension
 from bco_ray.storage.database import open_database
 from bco_ray.telemetry import logger
-from bco_ray.web.access import require
+from bco_ray.web.access import Caller, require
 
 _LOOK_SECONDS = 1.0
+_UPKEEP_SECONDS = 3600.0
+_ARCHIVE_SECONDS = 60.0
 _EVENTS: dict[Status, Event] = {
     "succeeded": "fine_tuning.job.succeeded",
     "failed": "fine_tuning.job.failed",
@@ -67,15 +75,25 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore) -> Extension
     files = FileStore(engine, args.storage / "files")
     named = args.allowed_places
     places = Places([str(args.storage / "models"), *(named or ())], lambda: named is None and not keys.any())
-    webhooks = WebhookStore(engine)
+    webhooks, log = WebhookStore(engine), AuditLog(engine)
     service = JobService(job_store(engine, webhooks), files, args.storage, places)
     routers = [
         files_routes.router(files, caller=read, submit=upload),
         estimate_routes.router(service, submit=submit),
         job_routes.router(service, caller=read, submit=submit, waiting_limit=args.max_queued_jobs_per_project),
         webhook_routes.router(webhooks, caller=submit, allow_private=args.private_webhooks),
+        audit_routes.router(log, caller=require("audit")),
     ]
-    return Extension(routers, job_routes.as_api_error, {"/v1/files": files_routes.MAX_UPLOAD_BYTES})
+    larger = {"/v1/files": files_routes.MAX_UPLOAD_BYTES}
+    return Extension(routers, job_routes.as_api_error, larger, partial(write_down, log))
+
+
+def write_down(log: AuditLog, who: Caller, action: str, target: str, **facts: Any) -> None:
+    """What is done cannot be taken back because it could not be written down: then the server's own log has it."""
+    try:
+        log.record(project=who.project, actor=who.key_id, action=action, target=target, **facts)
+    except StorageError as error:
+        logger.error("not in the audit log: %s did %s to %s %s: %s", who.key_id, action, target, facts, error)
 
 
 def job_store(engine: sa.Engine, webhooks: WebhookStore) -> JobStore:
@@ -97,9 +115,17 @@ class Jobs:
         keys = KeyStore.open(args.storage, args.database)
         room = Room(args.max_jobs, args.max_jobs_per_project, keys.running_jobs)
         store = job_store(engine, webhooks)
-        self._reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room)
-        self._deliverer = Deliverer(webhooks, Sender(allow_private=args.private_webhooks))
-        self._tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._deliverer.run())]
+        reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room)
+        upkeep = Upkeep(FileStore(engine, args.storage / "files"), webhooks)
+        tasks = [
+            every(_LOOK_SECONDS, reconciler.run_once, "the jobs cannot be looked after"),
+            Deliverer(webhooks, Sender(allow_private=args.private_webhooks)).run(),
+            every(_UPKEEP_SECONDS, upkeep.run_once, "the upkeep failed"),
+        ]
+        if args.archive is not None:
+            archive = Archive(store, args.storage, args.archive)
+            tasks.append(every(_ARCHIVE_SECONDS, archive.run_once, "the archive cannot be kept"))
+        self._tasks = [asyncio.create_task(task) for task in tasks]
 
     async def check_health(self) -> None:
         """Serve's hook: one that looks no more is replaced."""
@@ -107,10 +133,12 @@ class Jobs:
             if task.done():
                 task.result()
 
-    async def _look(self) -> None:
-        while True:
-            try:
-                await asyncio.to_thread(self._reconciler.run_once)
-            except Exception:  # noqa: BLE001  whatever it was, the next look may be better
-                logger.exception("the jobs cannot be looked after")
-            await asyncio.sleep(_LOOK_SECONDS)
+
+async def every(seconds: float, work: Callable[[], None], failed: str) -> None:
+    """In a thread, the first time at once; `failed`: what the log says beside the error."""
+    while True:
+        try:
+            await asyncio.to_thread(work)
+        except Exception:  # noqa: BLE001  whatever it was, the next time may be better
+            logger.exception(failed)
+        await asyncio.sleep(seconds)

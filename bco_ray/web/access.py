@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
@@ -73,6 +73,16 @@ class Keys(Protocol):
 
     def find(self, presented: str, /) -> Key | None: ...
     def any(self) -> bool: ...
+
+
+class Audit(Protocol):
+    """Writes down what a caller has done to what. `action` as in `model.promote`; `facts` are small and no secrets."""
+
+    def __call__(self, who: Caller, action: str, target: str, **facts: Any) -> None: ...
+
+
+def no_audit(who: Caller, action: str, target: str, **facts: Any) -> None:
+    """Where nobody keeps such a log."""
 
 
 class NoKeys:

@@ -1,4 +1,4 @@
-"""The audit log: in order, by project, a page at a time, and never without the deed."""
+"""The audit log: the newest first, by project, a page at a time, and never without the deed."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_an_entry_comes_back_as_it_was_recorded(engine: sa.Engine) -> None:
 def test_a_page_at_a_time(engine: sa.Engine) -> None:
     fill(engine, *["bots"] * 5)
     log = AuditLog(engine)
-    assert targets(first := log.list(limit=2)) == ["j0", "j1"]
-    assert targets(rest := log.list(after=first[0][-1].seq, limit=3)) == ["j2", "j3", "j4"]
+    assert targets(first := log.list(limit=2)) == ["j4", "j3"]
+    assert targets(rest := log.list(after=first[0][-1].seq, limit=3)) == ["j2", "j1", "j0"]
     assert (first[1], rest[1]) == (True, False)
     assert log.list(after=rest[0][-1].seq) == ([], False)
 
@@ -51,10 +51,20 @@ def test_a_page_at_a_time(engine: sa.Engine) -> None:
 def test_a_project_sees_its_own(engine: sa.Engine) -> None:
     fill(engine, "bots", "cats", "bots", "cats")
     log = AuditLog(engine)
-    assert targets(log.list()) == ["j0", "j1", "j2", "j3"]
-    assert targets(log.list("cats")) == ["j1", "j3"]
-    assert targets(log.list("cats", after=2)) == ["j3"]
+    assert targets(log.list()) == ["j3", "j2", "j1", "j0"]
+    assert targets(log.list("cats")) == ["j3", "j1"]
+    assert targets(log.list("cats", after=4)) == ["j1"]
     assert targets(log.list("bot")) == []
+
+
+def test_one_action_or_one_actor(engine: sa.Engine) -> None:
+    fill(engine, "bots", "bots")
+    log = AuditLog(engine)
+    log.record(project="bots", actor="k2", action="job.create", target="theirs")
+    log.record(project="bots", actor="k1", action="model.promote", target="bot")
+    assert targets(log.list("bots", action="job.create")) == ["theirs", "j1", "j0"]
+    assert targets(log.list("bots", actor="k1")) == ["bot", "j1", "j0"]
+    assert targets(log.list("bots", actor="k2", action="model.promote")) == []
 
 
 def test_what_was_not_done_is_not_recorded(engine: sa.Engine) -> None:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,15 +19,19 @@ import sqlalchemy as sa
 from backports import zstd
 
 from bco_ray.control import checking
-from bco_ray.control.checking import check_upload, extension_of
-from bco_ray.control.files import FileStore, InvalidFileError, StoredFile
+from bco_ray.control.checking import check_upload
+from bco_ray.control.files import FileInUseError, FileStore, InvalidFileError, StoredFile, hold
+from bco_ray.control.job import News, Order, body_hash, new_id
+from bco_ray.control.jobs import JobStore
 from bco_ray.errors import StorageError
 from bco_ray.feedback.lines import first_rows
-from bco_ray.feedback.sources import READABLE, expand
+from bco_ray.feedback.sources import expand
 from bco_ray.storage import files as disk
-from bco_ray.storage.database import open_database, reading
+from bco_ray.storage import job_tables
+from bco_ray.storage.database import open_database, reading, writing
 from bco_ray.storage.feedback_rows import NotFoundError
 from bco_ray.storage.job_tables import files
+from bco_ray.storage.log_names import KNOWN, READABLE, extension_of
 
 VOTE = {"prompt": "hi", "completion": "hello", "label": True}
 LINE = json.dumps(VOTE).encode() + b"\n"
@@ -116,7 +121,7 @@ def test_a_full_disk_says_so(store: FileStore, monkeypatch: pytest.MonkeyPatch) 
 def test_bytes_are_whole_and_in_place_before_there_is_a_row(
     store: FileStore, engine: sa.Engine, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(stored: StoredFile) -> StoredFile:
+    def crash(stored: StoredFile, _actor: str) -> StoredFile:
         assert (directory / stored.id / "content.jsonl").read_bytes() == LINE
         raise KeyboardInterrupt
 
@@ -228,6 +233,68 @@ def test_many_at_once(store: FileStore, engine: sa.Engine) -> None:
     assert all(store.open("acme", stored.id).stat().st_size == stored.bytes for stored in added)
 
 
+# --- jobs made of them ------------------------------------------------------------------------------------------------
+
+
+def order(file_id: str, project: str = "acme") -> Order:
+    request = {"model": "m", "training_file": file_id}
+    return Order(new_id("ftjob"), project, "key1", request, {"name": "x"}, {}, body_hash(request))
+
+
+def test_what_a_job_is_made_from_stays_until_it_has_ended(engine: sa.Engine, store: FileStore) -> None:
+    jobs, used, other = JobStore(engine), add(store), add(store)
+    job, _ = jobs.create(order(used.id), file_id=used.id)
+    for status in ("queued", "running", "queued", "paused"):
+        with pytest.raises(FileInUseError, match=rf"{used.id}: {job.id} \({jobs.get(job.id).status}\)"):
+            store.delete("acme", used.id)
+        jobs.move(job.id, status, News("moved"))
+    assert store.open("acme", used.id).is_file()
+    store.delete("acme", other.id)
+    jobs.move(job.id, "cancelled", News("moved"))
+    store.delete("acme", used.id)
+
+
+def test_no_job_is_made_of_what_is_gone(engine: sa.Engine, store: FileStore) -> None:
+    gone, theirs, jobs = add(store), add(store, project="rival"), JobStore(engine)
+    store.delete("acme", gone.id)
+    for file_id in (gone.id, theirs.id, UNKNOWN):
+        with pytest.raises(NotFoundError, match="no such file"):
+            jobs.create(order(file_id), file_id=file_id)
+    assert jobs.page("acme") == ([], False)
+
+
+def test_of_a_job_and_a_deletion_at_once_one_is_refused(engine: sa.Engine, store: FileStore) -> None:
+    def outcome(deed: Callable[[], object]) -> str:
+        try:
+            deed()
+        except (FileInUseError, NotFoundError) as error:
+            return type(error).__name__
+        return "done"
+
+    jobs = JobStore(engine)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(30):
+            file_id = add(store).id
+            making = pool.submit(outcome, partial(jobs.create, order(file_id), file_id=file_id))
+            deleting = pool.submit(outcome, partial(store.delete, "acme", file_id))
+            assert (making.result(), deleting.result()) in {("done", "FileInUseError"), ("NotFoundError", "done")}
+
+
+def test_a_deletion_waits_for_a_job_that_is_being_made(engine: sa.Engine, store: FileStore) -> None:
+    file_id = add(store).id
+    with ThreadPoolExecutor(1) as pool:
+        with writing(engine) as connection:
+            hold(connection, "acme", file_id)
+            deleting = pool.submit(store.delete, "acme", file_id)
+            made = order(file_id)
+            row = {"created_at": 0, "status": "queued", "attempt": 0, "holds_cluster": False, "details": {}}
+            connection.execute(sa.insert(job_tables.jobs).values(**row, **vars(made)))
+            time.sleep(0.2)
+            assert not deleting.done()
+        with pytest.raises(FileInUseError, match=made.id):
+            deleting.result(30)
+
+
 # --- the first look ---------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +310,7 @@ def check(tmp_path: Path) -> Callable[[str, bytes], str | None]:
 
 def test_it_knows_what_readers_know() -> None:
     assert {extension for extension in READABLE if extension_of(f"a{extension}") == extension} == set(READABLE)
-    assert all(extension in checking.KNOWN for extension in READABLE if extension.count(".") == 1)
+    assert all(extension in KNOWN for extension in READABLE if extension.count(".") == 1)
     for name in ("a", "a.txt", "a.gz", "jsonl", "a.jsonl.bz2", "a.parquet.gz", "a.jsonl\n", "a.jsonl/../b"):
         assert extension_of(name) == ""
 

@@ -108,20 +108,20 @@ def test_a_revoked_key_is_not_found_and_revoked_once(engine: sa.Engine, store: K
     assert store.revoke(key.shown, "somebody") == revoked
     assert store.find(text) is None
     assert store.find(others) is not None
-    assert [entry.action for entry in AuditLog(engine).list()[0]] == ["key.create", "key.create", "key.revoke"]
+    assert [entry.action for entry in AuditLog(engine).list()[0]] == ["key.revoke", "key.create", "key.create"]
 
 
 def test_many_may_revoke_at_once(engine: sa.Engine, store: KeyStore) -> None:
     key, _ = make(store)
     with ThreadPoolExecutor(4) as pool:
         assert len({k.revoked_at for k in pool.map(lambda n: store.revoke(key.id, f"k{n}"), range(8))}) == 1
-    assert [entry.action for entry in AuditLog(engine).list()[0]] == ["key.create", "key.revoke"]
+    assert [entry.action for entry in AuditLog(engine).list()[0]] == ["key.revoke", "key.create"]
 
 
 def test_what_is_done_to_keys_is_in_the_audit_log(engine: sa.Engine, store: KeyStore) -> None:
     key, _ = make(store, "infer", limits=Limits(queued_jobs=3), expires_at=2e9)
     store.revoke(key.id, "k1")
-    created, revoked = AuditLog(engine).list("bots")[0]
+    revoked, created = AuditLog(engine).list("bots")[0]
     limits = {"requests_per_minute": None, "running_jobs": None, "queued_jobs": 3}
     assert (created.actor, created.action, created.target) == ("cli:me", "key.create", key.id)
     assert created.facts == {"name": "a robot's", "role": "infer", "limits": limits, "expires_at": 2e9}

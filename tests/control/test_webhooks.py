@@ -234,6 +234,7 @@ def test_what_takes_its_sender_down_does_so_a_few_times_only(store: WebhookStore
 @dataclass(frozen=True)
 class Someone:
     project: str
+    key_id: str = "key1"
 
 
 def caller(request: Request) -> Someone:

@@ -11,8 +11,9 @@ from datasets import Dataset, DatasetDict
 
 from bco_ray.errors import DataError, SpecError
 from bco_ray.feedback.lines import Range, first_rows, rows_of
-from bco_ray.feedback.sources import READABLE, SourceFile, expand
+from bco_ray.feedback.sources import SourceFile, expand
 from bco_ray.storage import locations
+from bco_ray.storage.log_names import READABLE
 
 
 def names(entries: list[str]) -> list[str]:

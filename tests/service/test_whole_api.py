@@ -21,6 +21,7 @@ from bco_ray.control.deciding import RayState
 from bco_ray.control.keys import KeyStore, Limits
 from bco_ray.control.reconciler import Reconciler
 from bco_ray.control.webhooks import WebhookStore
+from bco_ray.errors import StorageError
 from bco_ray.service.app import extension, job_store
 from bco_ray.service.args import ServiceArgs
 from bco_ray.serving.engines.protocol import Health, Load
@@ -28,7 +29,9 @@ from bco_ray.serving.http.api import create_api
 from bco_ray.storage.database import open_database
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.job_directory import JobDirectory
+from bco_ray.storage.registry import Registry
 from bco_ray.testing.checkpoints import write_checkpoint
+from bco_ray.testing.tiny import write_tiny_model
 
 VOTES = b"".join(
     json.dumps({"prompt": f"q{n}", "completion": "yes", "label": bool(n % 2)}).encode() + b"\n" for n in range(20)
@@ -197,6 +200,17 @@ def test_from_upload_to_model(site: Site) -> None:
     assert list(client.fine_tuning.jobs.checkpoints.list(job.id)) == []
 
 
+def test_a_file_stays_as_long_as_a_job_needs_it(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
+    job = create(client, training_file=file.id)
+    with pytest.raises(openai.ConflictError, match=f"{job.id} .* is made from it; wait for its end") as raised:
+        client.files.delete(file.id)
+    assert raised.value.code == "file_in_use"
+    client.fine_tuning.jobs.cancel(job.id)
+    assert client.files.delete(file.id).deleted
+
+
 def test_pause_resume_cancel(site: Site) -> None:
     client = site.client(site.key("submit"))
     job = create(client)
@@ -354,3 +368,104 @@ def test_an_unknown_place_in_a_list_is_a_mistake(site: Site, path: str) -> None:
     client = site.client(site.key("submit"))
     reply = site.http(client.api_key).get(path.format(create(client).id))
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "after")
+
+
+# --- who did what ----------------------------------------------------------------------------------------------------
+
+
+def audit(site: Site, key: str, **query: Any) -> list[tuple[str, str, str]]:
+    reply = site.http(key).get("/v1/audit", params=query)
+    assert reply.status_code == 200, reply.text
+    return [(entry["actor"], entry["action"], entry["target"]) for entry in reply.json()["data"]]
+
+
+def id_of(key: str) -> str:
+    return key.removeprefix("sk-bco-").partition("_")[0]
+
+
+def test_what_is_done_is_written_down(site: Site) -> None:
+    admin, key = site.key("admin"), site.key("submit")
+    client, http = site.client(key), site.http(key)
+    file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
+    job = create(client, suffix="bot", extra_headers={"Idempotency-Key": "k"})
+    create(client, suffix="bot", extra_headers={"Idempotency-Key": "k"})  # the same one
+    site.reconciler.run_once()
+    for steer in (client.fine_tuning.jobs.pause, client.fine_tuning.jobs.resume, client.fine_tuning.jobs.cancel):
+        steer(job.id)
+    with pytest.raises(openai.ConflictError):
+        client.fine_tuning.jobs.cancel(job.id)
+    asked = {"url": "https://93.184.216.34/hook?token=private", "events": ["fine_tuning.job.failed"]}
+    hook = http.post("/v1/webhooks", json=asked).json()
+    assert http.delete(f"/v1/webhooks/{hook['id']}").is_success
+    client.files.delete(file.id)
+    me = id_of(key)
+    assert audit(site, admin, actor=me) == [
+        (me, "file.delete", file.id), (me, "webhook.delete", hook["id"]), (me, "webhook.create", hook["id"]),
+        (me, "job.cancel", job.id), (me, "job.resume", job.id), (me, "job.pause", job.id), (me, "job.create", job.id),
+        (me, "file.upload", file.id),
+    ]  # fmt: skip
+    entries = site.http(admin).get("/v1/audit", params={"limit": 100}).text
+    assert "private" not in entries
+    assert hook["secret"] not in entries
+    (made,) = site.http(admin).get("/v1/audit", params={"action": "job.create"}).json()["data"]
+    assert made["facts"] == {"model": "/models/base", "training_file": "feedback", "suffix": "bot"}
+
+
+def test_moves_of_a_models_name_are_written_down(site: Site) -> None:
+    registry, admin = Registry(site.storage), site.key("admin")
+    for seed in (1, 2):
+        registry.register("bot", write_tiny_model(site.storage / f"made-{seed}", seed=seed), {})
+    http = site.http(admin)
+    moves: list[tuple[str, dict[str, Any]]] = [
+        ("promote", {"version": 1}), ("promote", {"version": 2}), ("promote", {"version": 2, "alias": "candidate"}),
+        ("canary", {"percent": 10}), ("rollback", {"expected": 2}),
+    ]  # fmt: skip
+    for verb, body in moves:
+        assert http.post(f"/v1/registry/models/bot/{verb}", json=body).is_success
+    assert http.post("/v1/registry/models/bot/promote", json={"version": 9}).status_code == 404
+    told = [entry for entry in http.get("/v1/audit").json()["data"] if entry["target"] == "bot"][::-1]
+    assert [(entry["action"], entry["facts"]) for entry in told] == [
+        ("model.promote", {"alias": "prod", "version": 1, "was": None}),
+        ("model.promote", {"alias": "prod", "version": 2, "was": 1}),
+        ("model.promote", {"alias": "candidate", "version": 2, "was": None}),
+        ("model.canary", {"percent": 10.0}),
+        ("model.rollback", {"alias": "prod", "version": 1, "was": 2}),
+    ]
+
+
+def test_a_move_that_cannot_be_written_down_is_still_answered(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise StorageError("the disk is full")
+
+    registry = Registry(site.storage)
+    registry.register("bot", write_tiny_model(site.storage / "made", seed=1), {})
+    monkeypatch.setattr("bco_ray.control.audit.AuditLog.record", full)
+    assert site.http(site.key("admin")).post("/v1/registry/models/bot/promote", json={"version": 1}).is_success
+    assert registry.aliases("bot") == {"prod": 1}
+    assert "not in the audit log" in caplog.text
+    assert "model.promote to bot" in caplog.text
+
+
+def test_the_audit_log_is_the_admins_and_of_their_project(site: Site) -> None:
+    ours, theirs = site.key("admin"), site.key("admin", "rival")
+    assert site.http(site.key("submit")).get("/v1/audit").status_code == 403
+    made = {actor: create(site.client(key)).id for key in (ours, theirs) for actor in [id_of(key)]}
+    for key in (ours, theirs):
+        me = id_of(key)
+        assert audit(site, key, action="job.create") == [(me, "job.create", made[me])]
+        keys = [target for _, action, target in audit(site, key) if action == "key.create"]
+        assert me in keys
+        assert not (set(made) - {me}) & set(keys)
+
+
+def test_the_audit_log_a_page_at_a_time(site: Site) -> None:
+    admin = site.key("admin")
+    made = [create(site.client(admin)).id for _ in range(3)]
+    first = site.http(admin).get("/v1/audit", params={"limit": 2}).json()
+    assert (first["object"], first["has_more"]) == ("list", True)
+    assert [entry["target"] for entry in first["data"]] == made[:0:-1]
+    assert audit(site, admin, after=first["last_id"], limit=1) == [(id_of(admin), "job.create", made[0])]
+    for wrong in ({"after": "x"}, {"after": "audit-"}, {"limit": 0}, {"actor": "a\0"}, {"action": ""}):
+        assert site.http(admin).get("/v1/audit", params=wrong).status_code == 422

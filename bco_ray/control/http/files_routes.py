@@ -15,10 +15,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from bco_ray.control.checking import extension_of
-from bco_ray.control.files import FileStore, InvalidFileError, Order, StoredFile
+from bco_ray.control.files import FileInUseError, FileStore, InvalidFileError, Order, StoredFile
 from bco_ray.errors import StorageError
 from bco_ray.storage.feedback_rows import NotFoundError
+from bco_ray.storage.log_names import extension_of
 from bco_ray.web.errors import UNSUPPORTED, ApiError
 from bco_ray.web.pages import page
 
@@ -55,6 +55,10 @@ class Caller(Protocol):
     def project(self) -> str:
         """Whose files these are."""
 
+    @property
+    def key_id(self) -> str:
+        """For the audit log."""
+
 
 def router(store: FileStore, *, caller: Callable[..., Any], submit: Callable[..., Any]) -> APIRouter:
     """All routes. `caller` and `submit` are dependencies that return a Caller or raise: who may read, who may write."""
@@ -64,7 +68,7 @@ def router(store: FileStore, *, caller: Callable[..., Any], submit: Callable[...
     async def upload(request: Request, who: Caller = Depends(submit)) -> Response:
         async with _form(request) as form:
             purpose, name, content = _purpose(form), *_file(form)
-            stored = await asyncio.to_thread(_add, store, who.project, name, purpose, content)
+            stored = await asyncio.to_thread(_add, store, who, name, purpose, content)
         return JSONResponse(_wire(stored))
 
     @routes.get("")
@@ -89,7 +93,7 @@ def router(store: FileStore, *, caller: Callable[..., Any], submit: Callable[...
 
     @routes.delete("/{file_id}")
     async def delete_file(file_id: str, who: Caller = Depends(submit)) -> Response:
-        await asyncio.to_thread(store.delete, who.project, file_id)
+        await asyncio.to_thread(_delete, store, who, file_id)
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
     return routes
@@ -146,12 +150,21 @@ def _name(given: str) -> str:
     return name[: min(stem, _MAX_NAME - (len(name) - stem))] + name[stem:]
 
 
-def _add(store: FileStore, project: str, name: str, purpose: str, content: IO[bytes]) -> StoredFile:
+def _add(store: FileStore, who: Caller, name: str, purpose: str, content: IO[bytes]) -> StoredFile:
     """Raises ApiError."""
     try:
-        return store.add(project, name, purpose, iter(lambda: content.read(_BLOCK_BYTES), b""))
+        chunks = iter(lambda: content.read(_BLOCK_BYTES), b"")
+        return store.add(who.project, name, purpose, chunks, actor=who.key_id)
     except InvalidFileError as error:
         raise ApiError(400, str(error), code="invalid_file", param="file") from None
+
+
+def _delete(store: FileStore, who: Caller, file_id: str) -> None:
+    """Raises ApiError."""
+    try:
+        store.delete(who.project, file_id, actor=who.key_id)
+    except FileInUseError as error:
+        raise ApiError(409, str(error), code="file_in_use", headers={"x-should-retry": "false"}) from None
 
 
 def _page(store: FileStore, project: str, where: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from bco_ray.control import wire
 from bco_ray.control.checkpoints import checkpoints_of
-from bco_ray.control.http import wire
 from bco_ray.control.job import IllegalMoveError, Job, TooManyJobsError, WaitingRoom
 from bco_ray.control.requests import JobRequest, RetryRequest
 from bco_ray.control.service import Asker, JobService
@@ -66,10 +66,10 @@ def router(
     async def get_job(job_id: str, who: Caller = Depends(caller)) -> Response:
         return JSONResponse(wire.job(await asyncio.to_thread(jobs.get, job_id, who.project)))
 
-    def steered(verb: str, move: Callable[[str, str | None], Job]) -> None:
+    def steered(verb: str, move: Callable[[str, str | None, str], Job]) -> None:
         @routes.post(f"/{{job_id}}/{verb}", name=f"{verb}_job")
         async def steer(job_id: str, who: Caller = Depends(submit)) -> Response:
-            return JSONResponse(wire.job(await asyncio.to_thread(move, job_id, who.project)))
+            return JSONResponse(wire.job(await asyncio.to_thread(move, job_id, who.project, who.key_id)))
 
     for verb, move in {"cancel": service.cancel, "pause": service.pause, "resume": service.resume}.items():
         steered(verb, move)

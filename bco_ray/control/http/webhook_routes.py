@@ -22,10 +22,12 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 class Member(Protocol):
-    """Whoever calls, of one project."""
+    """Whoever calls, of one project; the key's id is for the audit log."""
 
     @property
     def project(self) -> str: ...
+    @property
+    def key_id(self) -> str: ...
 
 
 class NewWebhook(BaseModel):
@@ -45,7 +47,7 @@ def router(store: WebhookStore, *, allow_private: bool, caller: Callable[..., An
     @routes.post("", status_code=201)
     async def create(body: NewWebhook, member: Member = who) -> Response:
         url = await _done(check_url, body.url, allow_private=allow_private)
-        made, secret = await _done(store.create, member.project, url, body.events)
+        made, secret = await _done(store.create, member.project, url, body.events, actor=member.key_id)
         return JSONResponse({**_webhook(made), "secret": secret}, 201, {"cache-control": "no-store"})
 
     @routes.get("")
@@ -59,7 +61,7 @@ def router(store: WebhookStore, *, allow_private: bool, caller: Callable[..., An
 
     @routes.delete("/{webhook_id}")
     async def delete(webhook_id: str, member: Member = who) -> Response:
-        await _done(store.delete, member.project, webhook_id)
+        await _done(store.delete, member.project, webhook_id, actor=member.key_id)
         return JSONResponse({"id": webhook_id, "object": "webhook", "deleted": True})
 
     @routes.get("/{webhook_id}/deliveries")

@@ -19,6 +19,7 @@ from bco_ray.feedback.formats import (
     mlflow,
     ms_swift,
     open_webui,
+    openai_preference,
     responses_votes,
     tensorzero,
     trl_paired,
@@ -31,7 +32,7 @@ __all__ = ["FORMATS", "by_name", "detect", "mapped"]
 
 _PRODUCTS = (
     open_webui, librechat, mlflow, langsmith, tensorzero, langfuse, helicone, argilla, dify, anythingllm,
-    llama_factory, trl_paired, canonical, ms_swift, responses_votes,
+    llama_factory, openai_preference, trl_paired, canonical, ms_swift, responses_votes,
 )  # fmt: skip
 
 FORMATS: dict[str, Format] = {product.FORMAT.name: product.FORMAT for product in _PRODUCTS}

@@ -22,7 +22,7 @@ from bco_ray.serving.versions.catalog import Catalog
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.registry import Registry
 from bco_ray.web import errors as web_errors
-from bco_ray.web.access import NO_KEYS, Access, Keys, RequestRate, require
+from bco_ray.web.access import NO_KEYS, Access, Audit, Keys, RequestRate, no_audit, require
 from bco_ray.web.edge import Edge, VoteCors
 from bco_ray.web.errors import ApiError, Translator
 from bco_ray.web.pages import page
@@ -32,11 +32,14 @@ DEFAULTS = Settings()
 
 @dataclass(frozen=True)
 class Extension:
-    """Routes from elsewhere, how their errors are told, and which of their paths take larger bodies (bytes)."""
+    """Routes from elsewhere, how their errors are told, which of their paths take larger bodies (bytes), and who writes
+    down what callers do here.
+    """
 
     routers: Sequence[APIRouter] = ()
     translate: Callable[[Exception, Translator], ApiError] | None = None
     larger: Mapping[str, int] = field(default_factory=dict)
+    audit: Audit = no_audit
 
     def translator(self, ours: Translator) -> Translator:
         """Theirs first."""
@@ -80,7 +83,7 @@ def create_api(
     answering = Backend(catalog, ledger, metrics, tokens, settings.request_timeout_seconds)
     api.include_router(chat.router(answering), dependencies=[Depends(require("infer"))])
     api.include_router(feedback.router(ledger, metrics, tokens))
-    api.include_router(registry_routes.router(Registry(log.storage)))
+    api.include_router(registry_routes.router(Registry(log.storage), more.audit))
     api.include_router(_models(catalog), dependencies=[Depends(require("infer"))])
     api.include_router(_operations(catalog, metrics))
     for router in more.routers:

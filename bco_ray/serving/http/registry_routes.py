@@ -16,7 +16,7 @@ from bco_ray.errors import ConflictError, ModelError, StorageError
 from bco_ray.serving.http import wire
 from bco_ray.storage.aliases import Aliases
 from bco_ray.storage.registry import ALIAS, NAME, ModelVersion, Registry, UnknownVersionError
-from bco_ray.web.access import require
+from bco_ray.web.access import Audit, Caller, no_audit, require
 from bco_ray.web.errors import ApiError
 from bco_ray.web.pages import page
 
@@ -63,11 +63,12 @@ class CanaryShare(BaseModel):
     percent: float = Field(ge=0, le=100, allow_inf_nan=False)
 
 
-READ, PROMOTE = [Depends(require("read"))], [Depends(require("promote"))]
+READ = [Depends(require("read"))]
+Promoter = Annotated[Caller, Depends(require("promote"))]
 
 
-def router(registry: Registry) -> APIRouter:
-    """Reads and moves; whoever changes a name is answered with what it means then."""
+def router(registry: Registry, audit: Audit = no_audit) -> APIRouter:
+    """Reads and moves; whoever changes a name is answered with what it means then, once `audit` was told."""
     routes = APIRouter(prefix="/v1/registry/models")
 
     @routes.get("", dependencies=READ)
@@ -78,19 +79,22 @@ def router(registry: Registry) -> APIRouter:
     async def get_model(name: Name) -> Response:
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/promote", dependencies=PROMOTE)
-    async def promote(name: Name, body: Promotion) -> Response:
-        await _done(registry.promote, name, body.version, body.alias, body.condition)
+    @routes.post("/{name}/promote")
+    async def promote(name: Name, body: Promotion, who: Promoter) -> Response:
+        was = await _done(registry.promote, name, body.version, body.alias, body.condition)
+        await _done(audit, who, "model.promote", name, alias=body.alias, version=body.version, was=was)
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/rollback", dependencies=PROMOTE)
-    async def rollback(name: Name, body: Rollback) -> Response:
-        await _done(registry.rollback, name, body.alias, body.condition)
+    @routes.post("/{name}/rollback")
+    async def rollback(name: Name, body: Rollback, who: Promoter) -> Response:
+        version, was = await _done(registry.rollback, name, body.alias, body.condition)
+        await _done(audit, who, "model.rollback", name, alias=body.alias, version=version, was=was)
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/canary", dependencies=PROMOTE)
-    async def canary(name: Name, body: CanaryShare) -> Response:
+    @routes.post("/{name}/canary")
+    async def canary(name: Name, body: CanaryShare, who: Promoter) -> Response:
         await _done(registry.set_canary, name, body.percent)
+        await _done(audit, who, "model.canary", name, percent=body.percent)
         return JSONResponse(await _done(_model, registry, name))
 
     return routes

@@ -1,0 +1,66 @@
+"""What the job service does again and again, and that an error costs one turn, never the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from bco_ray.control.job import News, Order
+from bco_ray.control.requests import JobRequest, spec_of
+from bco_ray.control.webhooks import WebhookStore
+from bco_ray.service.app import Jobs, every, job_store
+from bco_ray.service.args import ServiceArgs
+from bco_ray.storage.database import open_database
+
+
+def test_an_error_is_told_and_the_next_turn_comes(caplog: pytest.LogCaptureFixture) -> None:
+    turns, threads = list[int](), set[int]()
+
+    def work() -> None:
+        turns.append(len(turns))
+        threads.add(threading.get_ident())
+        if len(turns) < 3:
+            raise RuntimeError("no luck")
+
+    async def some_turns() -> None:
+        task = asyncio.create_task(every(0.001, work, "it failed"))
+        while len(turns) < 5:
+            assert not task.done()
+            await asyncio.sleep(0.001)
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(some_turns(), 30))
+    assert caplog.text.count("RuntimeError: no luck") == 2
+    assert threading.get_ident() not in threads
+
+
+def test_jobs_looks_sweeps_and_archives(tmp_path: Path) -> None:
+    """Beside jobs: a cancelled one needs no cluster to lie in the archive, an upload that broke off goes."""
+    engine = open_database(tmp_path)
+    request = JobRequest(model="/models/base", training_file="votes.jsonl")
+    spec = spec_of(request, "ftjob-1", str(tmp_path), log="votes.jsonl", register_as="bot").model_dump(mode="json")
+    store = job_store(engine, WebhookStore(engine))
+    store.create(Order("ftjob-1", "acme", "key1", request.model_dump(mode="json"), spec, {}, "hash"))
+    store.move("ftjob-1", "cancelled", News("The job was cancelled."))
+    orphan = tmp_path / "files" / f".file-{0:024d}.abc.tmp"
+    orphan.mkdir(parents=True)
+    os.utime(orphan, (0, 0))
+    archived = tmp_path / "archive" / "ftjob-1" / "job.json"
+
+    async def until_done() -> None:
+        jobs = object.__new__(Jobs)  # as Serve does: its __init__ is awaited
+        await Jobs.__init__(jobs, ServiceArgs(  # type: ignore[misc]
+            model_id="m/1", model_dir=tmp_path, storage=tmp_path, archive=str(tmp_path / "archive")
+        ))  # fmt: skip
+        while orphan.exists() or not archived.exists():
+            await jobs.check_health()
+            await asyncio.sleep(0.01)
+        for task in jobs._tasks:
+            task.cancel()
+        await asyncio.gather(*jobs._tasks, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(until_done(), 30))
