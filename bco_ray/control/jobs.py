@@ -52,7 +52,7 @@ class JobStore:
         for _ in range(2):
             try:
                 with writing(self._engine) as connection:
-                    if before := _made_before(connection, order):
+                    if before := _made_before(connection, order.project, order.idempotency_key, order.body_hash):
                         return before, False
                     _check_room(connection, order, room)
                     if file_id is not None:
@@ -62,6 +62,11 @@ class JobStore:
                 if not isinstance(error.__cause__, sa.exc.IntegrityError):
                     raise
         raise StorageError("the job could not be stored; try again.")
+
+    def made_before(self, project: str, key: str | None, digest: str) -> Job | None:
+        """What this idempotency key made. Raises ConflictError if that was for another request."""
+        with reading(self._engine) as connection:
+            return _made_before(connection, project, key, digest)
 
     def get(self, job_id: str, project: str | None = None) -> Job:
         """Of any project if it is None. Raises NotFoundError, for another project's job too."""
@@ -159,12 +164,12 @@ class JobStore:
             return [JobEvent(**row) for row in connection.execute(query).mappings()]
 
 
-def _made_before(connection: sa.Connection, order: Order) -> Job | None:
-    if order.idempotency_key is None:
+def _made_before(connection: sa.Connection, project: str, key: str | None, digest: str) -> Job | None:
+    if key is None:
         return None
-    same = sa.and_(jobs.c.project == order.project, jobs.c.idempotency_key == order.idempotency_key)
+    same = sa.and_(jobs.c.project == project, jobs.c.idempotency_key == key)
     row = connection.execute(sa.select(jobs).where(same)).mappings().first()
-    if row is not None and row["body_hash"] != order.body_hash:
+    if row is not None and row["body_hash"] != digest:
         raise ConflictError("This Idempotency-Key was used for another request; use a new one for each job.")
     return None if row is None else _job(row)
 

@@ -42,8 +42,11 @@ class JobService:
 
     def create(self, request: JobRequest, asker: Asker) -> tuple[Job, bool]:
         """The job, and whether it is new. Raises SpecError, NotFoundError (of a file), and as `JobStore.create`."""
-        spec, sent = self.spec_for(request, asker.project), request.model_dump(mode="json", exclude_unset=True)
-        return self._order(spec, sent, body_hash(sent), request, asker)
+        sent = request.model_dump(mode="json", exclude_unset=True)
+        digest = body_hash(sent)
+        if before := self.jobs.made_before(asker.project, asker.idempotency_key, digest):
+            return before, False  # its file, or its place, may be gone by now
+        return self._order(self.spec_for(request, asker.project), sent, digest, request, asker)
 
     def spec_for(self, request: JobRequest, project: str) -> JobSpec:
         """What the request means, under a new job's id as its name. Raises SpecError, NotFoundError (of a file)."""
@@ -57,6 +60,10 @@ class JobService:
         """A new job that goes on from a checkpoint of this one, which must not be at work any more; and whether it is
         new. Raises IllegalMoveError, SpecError, NotFoundError, and as `JobStore.create`.
         """
+        again = request.model_dump(mode="json", exclude_unset=True)
+        digest = body_hash({"retry": job_id, **again})
+        if made := self.jobs.made_before(asker.project, asker.idempotency_key, digest):
+            return made, False
         before = self.jobs.get(job_id, asker.project)
         if before.holds_cluster or before.status not in {*ENDED, "paused"}:
             raise IllegalMoveError(
@@ -64,7 +71,7 @@ class JobService:
             )
         training_file = before.request["training_file"]
         path = self._log(asker.project, training_file)  # raises if it was deleted since
-        step, again = self._step(job_id, request.step), request.model_dump(mode="json", exclude_unset=True)
+        step = self._step(job_id, request.step)
         resolved = JobDirectory(self.storage, job_id).resolved or {"spec": before.spec}
         start = f"{Path(resolved['run']).name}:{step}" if step else None
         new = new_id("ftjob")
@@ -73,7 +80,7 @@ class JobService:
         spec = spec_again(resolved["spec"], new, request, start)
         kept = {name: value for name, value in before.request.items() if name not in {"budget", "metadata", "priority"}}
         sent = {**kept, **again, "retry": {"job": job_id, "step": step}}
-        return self._order(spec, sent, body_hash({"retry": job_id, **again}), request, asker)
+        return self._order(spec, sent, digest, request, asker)
 
     def cancel(self, job_id: str, project: str | None, actor: str) -> Job:
         """At once; its cluster is freed after its last checkpoint. Raises IllegalMoveError, NotFoundError."""

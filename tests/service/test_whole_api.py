@@ -268,9 +268,22 @@ def test_a_job_that_ended_is_done_again_from_a_checkpoint(site: Site) -> None:
         retry(client, job.id, spec={"output": {"storage": "/"}})
     with pytest.raises(openai.NotFoundError):
         retry(site.client(site.key("submit", "other")), job.id)
+    for one in client.fine_tuning.jobs.list():
+        if one.status != "cancelled":
+            client.fine_tuning.jobs.cancel(one.id)
     client.files.delete(file.id)
     with pytest.raises(openai.NotFoundError, match="no such file"):
         retry(client, job.id)
+
+
+def test_a_create_that_is_sent_again_is_answered_though_its_file_is_gone(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
+    headers = {"Idempotency-Key": "k"}
+    job = create(client, training_file=file.id, extra_headers=headers)
+    client.fine_tuning.jobs.cancel(job.id)
+    client.files.delete(file.id)
+    assert create(client, training_file=file.id, extra_headers=headers).id == job.id
 
 
 def test_a_key_has_a_limit_of_waiting_jobs(site: Site) -> None:
