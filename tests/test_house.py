@@ -67,6 +67,7 @@ DOORS = {
         "serving/http/chat",
         "serving/http/feedback",
         "web/errors",
+        "web/openapi",
     },
     "sqlalchemy": {
         "storage/database",

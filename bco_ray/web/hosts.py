@@ -24,7 +24,7 @@ def check_host(headers: Headers) -> None:
     for host in headers.getlist("host"):
         if not is_loopback(host):
             message = (
-                f"There are no API keys, so only this machine is answered, and {ascii(host[:128])} is no name of it. "
+                f"There are no API keys, so only this machine is answered, and {host[:128]!a} is no name of it. "
                 "Ask for http://127.0.0.1 or http://localhost, or make a key (bco keys create)."
             )
             raise ApiError(403, message, code="host_not_allowed")

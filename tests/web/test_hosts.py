@@ -74,9 +74,7 @@ def test_names_of_this_machine(client: TestClient, host: str) -> None:
     assert client.get("/v1/models", headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "host", [*FOREIGN, "", "localhost:x", "[::2]", "::1", "[localhost]", "127.0.0.1, evil.example"]
-)
+@pytest.mark.parametrize("host", [*FOREIGN, "", "localhost:x", "[::2]", "::1", "[localhost]", "127.0.0.1,evil.com"])
 def test_other_names_are_refused(client: TestClient, host: str) -> None:
     for method, path in (("GET", "/v1/models"), ("GET", "/"), ("POST", "/v1/feedback"), ("GET", "/metrics")):
         reply = client.request(method, path, headers={"host": host})

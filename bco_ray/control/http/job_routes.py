@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from bco_ray.control.checkpoints import checkpoints_of
 from bco_ray.control.http import wire
+from bco_ray.control.http.replies import FineTuningCheckpoint, FineTuningEvent, FineTuningJob
 from bco_ray.control.job import IllegalMoveError, Job, TooManyJobsError
 from bco_ray.control.requests import JobRequest
 from bco_ray.control.service import JobService
@@ -21,7 +22,9 @@ from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.web import errors
 from bco_ray.web.access import Caller
 from bco_ray.web.errors import ApiError, Translator
+from bco_ray.web.openapi import about
 from bco_ray.web.pages import page
+from bco_ray.web.replies import page_of
 
 FOLLOW_SECONDS = 1.0
 
@@ -29,6 +32,19 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 Key = Annotated[str | None, Header(alias="idempotency-key", min_length=1, max_length=255)]
 
 _BLOCK_BYTES = 1 << 20
+
+_VERBS = {
+    "cancel": "End a job, after a checkpoint",
+    "pause": "Free its cluster, after a checkpoint",
+    "resume": "Go on from its newest checkpoint",
+}
+_METADATA = {
+    "parameters": [{
+        "name": "metadata", "in": "query", "style": "deepObject", "explode": True,
+        "description": "`metadata[team]=a`: jobs with that.",
+        "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    }]
+}  # fmt: skip
 
 
 def router(
@@ -38,16 +54,16 @@ def router(
 
     `queued_limit`: waiting jobs of one project.
     """
-    routes, jobs = APIRouter(prefix="/v1/fine_tuning/jobs"), service.jobs
+    routes, jobs = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"]), service.jobs
 
-    @routes.post("")
+    @routes.post("", **about("createFineTuningJob", "Ask for a job", FineTuningJob, 404, 409))
     async def create(body: JobRequest, key: Key = None, who: Caller = Depends(submit)) -> Response:
         made, new = await asyncio.to_thread(
             service.create, body, project=who.project, key_id=who.key_id, idempotency_key=key, queued_limit=queued_limit
         )
         return JSONResponse(wire.job(made), headers={} if new else {"idempotent-replayed": "true"})
 
-    @routes.get("")
+    @routes.get("", **about("listFineTuningJobs", "Newest first", page_of(FineTuningJob), 400, also=_METADATA))
     async def list_jobs(
         request: Request, after: str | None = None, limit: Limit = 20, who: Caller = Depends(caller)
     ) -> Response:
@@ -55,19 +71,24 @@ def router(
         found, more = await asyncio.to_thread(_known_after, jobs.page, who.project, **where)
         return JSONResponse(page([wire.job(one) for one in found], has_more=more))
 
-    @routes.get("/{job_id}")
+    @routes.get("/{job_id}", **about("retrieveFineTuningJob", "How a job stands", FineTuningJob, 404))
     async def get_job(job_id: str, who: Caller = Depends(caller)) -> Response:
         return JSONResponse(wire.job(await asyncio.to_thread(jobs.get, job_id, who.project)))
 
     def steered(verb: str, move: Callable[[str, str | None], Job]) -> None:
-        @routes.post(f"/{{job_id}}/{verb}", name=f"{verb}_job")
+        what = about(f"{verb}FineTuningJob", _VERBS[verb], FineTuningJob, 404, 409)
+
+        @routes.post(f"/{{job_id}}/{verb}", name=f"{verb}_job", **what)
         async def steer(job_id: str, who: Caller = Depends(submit)) -> Response:
             return JSONResponse(wire.job(await asyncio.to_thread(move, job_id, who.project)))
 
     for verb, move in {"cancel": service.cancel, "pause": service.pause, "resume": service.resume}.items():
         steered(verb, move)
 
-    @routes.get("/{job_id}/events")
+    @routes.get(
+        "/{job_id}/events",
+        **about("listFineTuningEvents", "What happened, newest first", page_of(FineTuningEvent), 400, 404),
+    )
     async def list_events(
         job_id: str, after: str | None = None, limit: Limit = 20, who: Caller = Depends(caller)
     ) -> Response:
@@ -75,7 +96,10 @@ def router(
         found, more = await asyncio.to_thread(_known_after, jobs.events, job_id, who.project, after=after, limit=limit)
         return JSONResponse(page([wire.event(one) for one in found], has_more=more))
 
-    @routes.get("/{job_id}/checkpoints")
+    @routes.get(
+        "/{job_id}/checkpoints",
+        **about("listFineTuningJobCheckpoints", "Newest first", page_of(FineTuningCheckpoint), 400, 404),
+    )
     async def list_checkpoints(
         job_id: str, after: str | None = None, limit: Limit = 10, who: Caller = Depends(caller)
     ) -> Response:
@@ -84,7 +108,10 @@ def router(
         rest = _after(found, after)
         return JSONResponse(page([wire.checkpoint(one, job_id) for one in rest[:limit]], has_more=len(rest) > limit))
 
-    @routes.get("/{job_id}/logs")
+    @routes.get(
+        "/{job_id}/logs", response_class=PlainTextResponse,
+        **about("retrieveFineTuningJobLogs", "What its processes printed; `follow` to the job's end", None, 404),
+    )  # fmt: skip
     async def logs(job_id: str, follow: bool = False, who: Caller = Depends(caller)) -> Response:
         await asyncio.to_thread(jobs.get, job_id, who.project)
         return StreamingResponse(_log(service, job_id, follow=follow), media_type="text/plain; charset=utf-8")

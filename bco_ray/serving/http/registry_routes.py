@@ -14,11 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bco_ray.errors import ConflictError, ModelError, StorageError
 from bco_ray.serving.http import wire
+from bco_ray.serving.http.replies import RegisteredModel
 from bco_ray.storage.aliases import Aliases
 from bco_ray.storage.registry import ALIAS, NAME, ModelVersion, Registry, UnknownVersionError
 from bco_ray.web.access import require
 from bco_ray.web.errors import ApiError
+from bco_ray.web.openapi import about
 from bco_ray.web.pages import page
+from bco_ray.web.replies import page_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,27 +71,39 @@ READ, PROMOTE = [Depends(require("read"))], [Depends(require("promote"))]
 
 def router(registry: Registry) -> APIRouter:
     """Reads and moves; whoever changes a name is answered with what it means then."""
-    routes = APIRouter(prefix="/v1/registry/models")
+    routes = APIRouter(prefix="/v1/registry/models", tags=["registry"])
 
-    @routes.get("", dependencies=READ)
+    @routes.get("", dependencies=READ, **about("listRegisteredModels", "All models", page_of(RegisteredModel)))
     async def list_models() -> Response:
         return JSONResponse(page(await _done(lambda: [_model(registry, name) for name in registry.names()])))
 
-    @routes.get("/{name}", dependencies=READ)
+    @routes.get(
+        "/{name}", dependencies=READ,
+        **about("retrieveRegisteredModel", "Versions, aliases and their moves", RegisteredModel, 404),
+    )  # fmt: skip
     async def get_model(name: Name) -> Response:
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/promote", dependencies=PROMOTE)
+    @routes.post(
+        "/{name}/promote", dependencies=PROMOTE,
+        **about("promoteRegisteredModel", "Point an alias at a version", RegisteredModel, 404, 409),
+    )  # fmt: skip
     async def promote(name: Name, body: Promotion) -> Response:
         await _done(registry.promote, name, body.version, body.alias, body.condition)
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/rollback", dependencies=PROMOTE)
+    @routes.post(
+        "/{name}/rollback", dependencies=PROMOTE,
+        **about("rollbackRegisteredModel", "Take back an alias's last move", RegisteredModel, 404, 409),
+    )  # fmt: skip
     async def rollback(name: Name, body: Rollback) -> Response:
         await _done(registry.rollback, name, body.alias, body.condition)
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/canary", dependencies=PROMOTE)
+    @routes.post(
+        "/{name}/canary", dependencies=PROMOTE,
+        **about("setCanary", "Give the version behind `candidate` a share", RegisteredModel, 404),
+    )  # fmt: skip
     async def canary(name: Name, body: CanaryShare) -> Response:
         await _done(registry.set_canary, name, body.percent)
         return JSONResponse(await _done(_model, registry, name))
