@@ -132,6 +132,7 @@ _SCHEME = {
 def _describe(operation: Json, route: APIRoute) -> None:
     """What a route has of all that is shared."""
     for parameter in operation.get("parameters", ()):
+        parameter["schema"] = _without_null(parameter["schema"])
         if meaning := _MEANING.get(parameter["name"].lower()):
             parameter.setdefault("description", meaning)
     answers: Json = operation["responses"]
@@ -163,8 +164,14 @@ def _implied(operation: Json, route: APIRoute) -> Iterator[int]:
 
 def _can_be_wrong(schema: Json) -> bool:
     """Whatever is sent is a string; everything else may not fit."""
-    kinds = schema.get("anyOf", [schema])
-    return any(kind.get("type") not in ("string", "null") or kind.keys() - {"type", "title"} for kind in kinds)
+    return schema.get("type") != "string" or bool(schema.keys() - {"type", "title"})
+
+
+def _without_null(schema: Json) -> Json:
+    """A parameter that is not sent is not null: no text means that."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    rest = {name: value for name, value in schema.items() if name != "anyOf"}
+    return {**kinds[0], **rest} if len(kinds) == 1 else schema
 
 
 def _needs(dependant: Dependant) -> list[Require]:
