@@ -69,6 +69,7 @@ DOORS = {
         "serving/http/chat",
         "serving/http/feedback",
         "web/errors",
+        "web/openapi",
     },
     "sqlalchemy": {
         "storage/database",

@@ -1,7 +1,8 @@
 """Who is asking, as ASGI middleware: the caller's key, what it may do, and how often a minute.
 
 Where keys are kept is not known here: `find` gives the key with a text, `configured` whether there ever was one. As
-long as there was none everybody is `LOOPBACK`, who may everything: such a server must listen on loopback only.
+long as there was none everybody is `LOOPBACK`, who may everything: such a server must listen on loopback only, and
+answers only who asks for it by a name of this machine (`hosts`).
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bco_ray.errors import BcoError
 from bco_ray.telemetry import logger
 from bco_ray.web.errors import ApiError, as_api_error
+from bco_ray.web.hosts import check_host
 
 Action = Literal["infer", "vote", "read", "submit", "upload", "promote", "keys", "audit", "admin"]
 
@@ -102,13 +104,19 @@ LOOPBACK = Caller("loopback", "default", "admin", lambda _: True)
 ANONYMOUS = Caller("anonymous", "default", "anonymous", lambda _: False)
 
 
-def require(action: Action) -> Callable[[Request], Awaitable[Caller]]:
+@dataclass(frozen=True)
+class Require:
+    """A dependency that /openapi.json can ask what it requires."""
+
+    action: Action
+
+    async def __call__(self, request: Request) -> Caller:
+        return permit(request, self.action)
+
+
+def require(action: Action) -> Require:
     """For a route, `Depends(require("submit"))`: its caller. ApiError 403 if that one may not."""
-
-    async def allowed(request: Request) -> Caller:
-        return permit(request, action)
-
-    return allowed
+    return Require(action)
 
 
 def permit(request: Request, action: Action) -> Caller:
@@ -178,10 +186,13 @@ class Access:
         return await self._app(scope, receive, _adding(headers, send) if headers else send)
 
     async def _caller(self, scope: Scope) -> Caller:
-        """Raises ApiError 401. A page votes without a key: its route asks for the token that came with the answer."""
+        """Raises ApiError: 401, and 403 for a foreign host. A page votes without a key: its route asks for the token
+        that came with the answer.
+        """
         if scope["path"] in self._open_paths and scope.get("method") in {"GET", "HEAD"}:
             return ANONYMOUS  # also while the database cannot be reached
         if not await self._callers.configured():
+            check_host(Headers(scope=scope))
             return LOOPBACK
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         if not given and scope["path"] == "/v1/feedback" and scope.get("method") == "POST":

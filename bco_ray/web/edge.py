@@ -83,7 +83,8 @@ class Edge:
         """Why nothing is done. A page may send some kinds of requests anywhere; it only cannot read the reply."""
         origin = headers.get("origin")
         if method not in _SAFE_METHODS and origin is not None and not self._may_send(origin, headers.get("host", "")):
-            return ApiError(403, f"Pages of {origin} may not send this.", code="origin_not_allowed")
+            message = f"Pages of {origin[:128]} may not send this; those of `cors_origins` may."
+            return ApiError(403, message, code="origin_not_allowed")
         if _announced_bytes(headers) > limit_bytes:
             return ApiError(413, _too_large(limit_bytes), code="body_too_large")
         return None

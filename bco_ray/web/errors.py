@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic_core import ErrorDetails, PydanticCustomError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from bco_ray.errors import BcoError, ConflictError, StorageError
 from bco_ray.storage.feedback_rows import ExpiredError, NotFoundError
@@ -101,6 +102,15 @@ def _sendable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def _allowed(request: Request) -> str:
+    """Every method of this path; Starlette tells those of the first route that fits. The path itself comes before a
+    pattern that it happens to fit.
+    """
+    path, routes = request.scope["path"], [route for route in request.app.routes if isinstance(route, Route)]
+    fitting = [route for route in routes if route.path == path] or [r for r in routes if r.path_regex.match(path)]
+    return ", ".join(sorted({method for route in fitting for method in route.methods or ()}))
+
+
 def install(api: FastAPI, translate: Translator = as_api_error) -> None:
     """Handlers for all errors."""
     for kind in (ApiError, BcoError, HTTPException, RequestValidationError, Exception):
@@ -113,6 +123,8 @@ def _respond(request: Request, error: Exception, answer: ApiError) -> JSONRespon
         unforeseen = error if answer.code == "internal_error" else None
         logger.error("request %s: %s", request_id, error, exc_info=unforeseen)
     headers = dict(answer.headers)
+    if answer.status == 405:
+        headers["Allow"] = _allowed(request)
     if answer.code == "internal_error" and request.scope.get("bco_sends_request_id"):
         headers["x-request-id"] = request_id  # this handler runs outside of Edge (edge.py)
     return JSONResponse(answer.body, answer.status, headers)

@@ -33,7 +33,7 @@ def client(registry: Registry) -> Iterator[TestClient]:
     errors.install(api)
     api.add_middleware(Access, find=NO_KEYS.find, configured=NO_KEYS.any, rate=RequestRate())
     api.include_router(router(registry))
-    with TestClient(api) as found:
+    with TestClient(api, "http://127.0.0.1") as found:
         yield found
 
 

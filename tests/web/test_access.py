@@ -45,7 +45,7 @@ class World:
         self.asked: list[str] = []
         self.broken = False
         self.api = self._api()
-        self.client = TestClient(self.api, raise_server_exceptions=False)
+        self.client = TestClient(self.api, "http://127.0.0.1", raise_server_exceptions=False)
 
     def key(self, role: str = "submit", **more: Any) -> str:
         return self.store.create("bots", "n", role, **{"limits": Limits(), "actor": "x", **more})[1]

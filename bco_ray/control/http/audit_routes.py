@@ -10,8 +10,11 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse, Response
 
 from bco_ray.control.audit import AuditEntry, AuditLog
+from bco_ray.control.http import replies
 from bco_ray.web.access import Caller
+from bco_ray.web.openapi import about
 from bco_ray.web.pages import page
+from bco_ray.web.replies import page_of
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[str | None, Query(pattern=r"^audit-[0-9]{1,18}$")]
@@ -20,9 +23,9 @@ Word = Annotated[str | None, Query(pattern=r"^[^\x00-\x20]{1,64}$")]
 
 def router(log: AuditLog, *, caller: Callable[..., Any]) -> APIRouter:
     """The newest entries of the caller's project first. `caller`: a dependency that says who may read them."""
-    routes = APIRouter(prefix="/v1/audit")
+    routes = APIRouter(prefix="/v1/audit", tags=["service"])
 
-    @routes.get("")
+    @routes.get("", **about("listAuditEntries", "Who did what in the project", page_of(replies.AuditEntry), 400))
     async def list_entries(
         after: After = None,
         limit: Limit = 20,

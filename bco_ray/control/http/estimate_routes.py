@@ -14,10 +14,12 @@ from typing import Any
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 
+from bco_ray.control.http.replies import FineTuningEstimate
 from bco_ray.control.requests import JobRequest
 from bco_ray.control.service import JobService
 from bco_ray.web.access import Caller
 from bco_ray.web.errors import ApiError
+from bco_ray.web.openapi import about
 
 AT_ONCE = 2
 """Processes of one gateway."""
@@ -34,9 +36,9 @@ def router(
     service: JobService, *, submit: Callable[..., Any], seconds: float = SECONDS, command: Sequence[str] = COMMAND
 ) -> APIRouter:
     """`submit` is a dependency that returns a Caller or raises. `seconds` an estimate may take, its turn included."""
-    routes, turns = APIRouter(prefix="/v1/fine_tuning/jobs"), asyncio.Semaphore(AT_ONCE)
+    routes, turns = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"]), asyncio.Semaphore(AT_ONCE)
 
-    @routes.post("/estimate")
+    @routes.post("/estimate", **about("estimateFineTuningJob", "What a job would take", FineTuningEstimate, 404))
     async def estimate(body: JobRequest, who: Caller = Depends(submit)) -> Response:
         spec = await asyncio.to_thread(service.spec_for, body, who.project)
         try:

@@ -16,11 +16,14 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from bco_ray.control.files import FileInUseError, FileStore, InvalidFileError, Order, StoredFile
+from bco_ray.control.http.replies import File
 from bco_ray.errors import StorageError
 from bco_ray.storage.feedback_rows import NotFoundError
 from bco_ray.storage.log_names import extension_of
 from bco_ray.web.errors import UNSUPPORTED, ApiError
+from bco_ray.web.openapi import about
 from bco_ray.web.pages import page
+from bco_ray.web.replies import Deleted, page_of
 
 MAX_UPLOAD_BYTES = 512 << 20
 """Of the body of `POST /v1/files`: for Edge (`larger`)."""
@@ -48,6 +51,10 @@ _UPLOAD = {"requestBody": {"required": True, "content": {"multipart/form-data": 
 """For the schema. We read the form ourselves: FastAPI would take in half a gigabyte before asking who sends it."""
 
 
+class _Bytes(StreamingResponse):
+    media_type = "application/octet-stream"
+
+
 class Caller(Protocol):
     """Who asks, as the dependencies say."""
 
@@ -62,16 +69,16 @@ class Caller(Protocol):
 
 def router(store: FileStore, *, caller: Callable[..., Any], submit: Callable[..., Any]) -> APIRouter:
     """All routes. `caller` and `submit` are dependencies that return a Caller or raise: who may read, who may write."""
-    routes = APIRouter(prefix="/v1/files")
+    routes = APIRouter(prefix="/v1/files", tags=["files"])
 
-    @routes.post("", openapi_extra=_UPLOAD)
+    @routes.post("", **about("createFile", "Upload a log of votes; it is checked as it comes", File, 400, also=_UPLOAD))
     async def upload(request: Request, who: Caller = Depends(submit)) -> Response:
         async with _form(request) as form:
             purpose, name, content = _purpose(form), *_file(form)
             stored = await asyncio.to_thread(_add, store, who, name, purpose, content)
         return JSONResponse(_wire(stored))
 
-    @routes.get("")
+    @routes.get("", **about("listFiles", "Uploads of the project", page_of(File), 400))
     async def list_files(
         purpose: Purpose = None,
         order: Order = "desc",
@@ -82,16 +89,16 @@ def router(store: FileStore, *, caller: Callable[..., Any], submit: Callable[...
         where = {"purpose": purpose, "order": order, "after": after, "limit": limit}
         return JSONResponse(await asyncio.to_thread(_page, store, who.project, where))
 
-    @routes.get("/{file_id}")
+    @routes.get("/{file_id}", **about("retrieveFile", "An upload", File, 404))
     async def get_file(file_id: str, who: Caller = Depends(caller)) -> Response:
         return JSONResponse(_wire(await asyncio.to_thread(store.get, who.project, file_id)))
 
-    @routes.get("/{file_id}/content")
+    @routes.get("/{file_id}/content", response_class=_Bytes, **about("downloadFile", "Its content", None, 404))
     async def get_content(file_id: str, who: Caller = Depends(caller)) -> Response:
         stored, file = await asyncio.to_thread(_opened, store, who.project, file_id)
-        return StreamingResponse(_blocks(file), headers=_download(stored), media_type="application/octet-stream")
+        return _Bytes(_blocks(file), headers=_download(stored))
 
-    @routes.delete("/{file_id}")
+    @routes.delete("/{file_id}", **about("deleteFile", "Delete an upload", Deleted, 404))
     async def delete_file(file_id: str, who: Caller = Depends(submit)) -> Response:
         await asyncio.to_thread(_delete, store, who, file_id)
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})

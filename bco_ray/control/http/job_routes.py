@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from bco_ray.control import wire
 from bco_ray.control.checkpoints import checkpoints_of
+from bco_ray.control.http.replies import FineTuningCheckpoint, FineTuningEvent, FineTuningJob
 from bco_ray.control.job import IllegalMoveError, Job, TooManyJobsError, WaitingRoom
 from bco_ray.control.requests import JobRequest, RetryRequest
 from bco_ray.control.service import Asker, JobService
@@ -21,7 +22,9 @@ from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.web import errors
 from bco_ray.web.access import Caller
 from bco_ray.web.errors import ApiError, Translator
+from bco_ray.web.openapi import about
 from bco_ray.web.pages import page
+from bco_ray.web.replies import page_of
 
 FOLLOW_SECONDS = 1.0
 
@@ -31,6 +34,19 @@ Key = Annotated[str | None, Header(alias="idempotency-key", min_length=1, max_le
 
 _BLOCK_BYTES = 1 << 20
 
+_VERBS = {
+    "cancel": "End a job, after a checkpoint",
+    "pause": "Free its cluster, after a checkpoint",
+    "resume": "Go on from its newest checkpoint",
+}
+_METADATA = {
+    "parameters": [{
+        "name": "metadata", "in": "query", "style": "deepObject", "explode": True,
+        "description": "`metadata[team]=a`: jobs with that.",
+        "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    }]
+}  # fmt: skip
+
 
 def router(
     service: JobService, *, caller: Callable[..., Any], submit: Callable[..., Any], waiting_limit: int | None = None
@@ -39,22 +55,25 @@ def router(
 
     `waiting_limit`: jobs of one project that may wait at once.
     """
-    routes, jobs = APIRouter(prefix="/v1/fine_tuning/jobs"), service.jobs
+    routes, jobs = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"]), service.jobs
 
     def asker(who: Caller, key: str | None) -> Asker:
         return Asker(who.project, who.key_id, key, WaitingRoom(waiting_limit, who.queued_jobs))
 
-    @routes.post("")
+    @routes.post("", **about("createFineTuningJob", "Ask for a job", FineTuningJob, 404, 409))
     async def create(body: JobRequest, key: Key = None, who: Caller = Depends(submit)) -> Response:
         return _made(*await asyncio.to_thread(service.create, body, asker(who, key)))
 
-    @routes.post("/{job_id}/retry")
+    @routes.post(
+        "/{job_id}/retry",
+        **about("retryFineTuningJob", "Train again from a checkpoint, as a new job", FineTuningJob, 404, 409),
+    )
     async def retry(
         job_id: str, body: RetryRequest = RetryRequest(), key: Key = None, who: Caller = Depends(submit)
     ) -> Response:
         return _made(*await asyncio.to_thread(service.retry, job_id, body, asker(who, key)))
 
-    @routes.get("")
+    @routes.get("", **about("listFineTuningJobs", "Newest first", page_of(FineTuningJob), 400, also=_METADATA))
     async def list_jobs(
         request: Request, after: str | None = None, limit: Limit = 20, who: Caller = Depends(caller)
     ) -> Response:
@@ -62,19 +81,24 @@ def router(
         found, more = await asyncio.to_thread(_known_after, jobs.page, who.project, **where)
         return JSONResponse(page([wire.job(one) for one in found], has_more=more))
 
-    @routes.get("/{job_id}")
+    @routes.get("/{job_id}", **about("retrieveFineTuningJob", "How a job stands", FineTuningJob, 404))
     async def get_job(job_id: str, who: Caller = Depends(caller)) -> Response:
         return JSONResponse(wire.job(await asyncio.to_thread(jobs.get, job_id, who.project)))
 
     def steered(verb: str, move: Callable[[str, str | None, str], Job]) -> None:
-        @routes.post(f"/{{job_id}}/{verb}", name=f"{verb}_job")
+        what = about(f"{verb}FineTuningJob", _VERBS[verb], FineTuningJob, 404, 409)
+
+        @routes.post(f"/{{job_id}}/{verb}", name=f"{verb}_job", **what)
         async def steer(job_id: str, who: Caller = Depends(submit)) -> Response:
             return JSONResponse(wire.job(await asyncio.to_thread(move, job_id, who.project, who.key_id)))
 
     for verb, move in {"cancel": service.cancel, "pause": service.pause, "resume": service.resume}.items():
         steered(verb, move)
 
-    @routes.get("/{job_id}/events")
+    @routes.get(
+        "/{job_id}/events",
+        **about("listFineTuningEvents", "What happened, newest first", page_of(FineTuningEvent), 400, 404),
+    )
     async def list_events(
         job_id: str, after: str | None = None, limit: Limit = 20, who: Caller = Depends(caller)
     ) -> Response:
@@ -82,7 +106,10 @@ def router(
         found, more = await asyncio.to_thread(_known_after, jobs.events, job_id, who.project, after=after, limit=limit)
         return JSONResponse(page([wire.event(one) for one in found], has_more=more))
 
-    @routes.get("/{job_id}/checkpoints")
+    @routes.get(
+        "/{job_id}/checkpoints",
+        **about("listFineTuningJobCheckpoints", "Newest first", page_of(FineTuningCheckpoint), 400, 404),
+    )
     async def list_checkpoints(
         job_id: str, after: str | None = None, limit: Limit = 10, who: Caller = Depends(caller)
     ) -> Response:
@@ -91,7 +118,10 @@ def router(
         rest = _after(found, after)
         return JSONResponse(page([wire.checkpoint(one, job_id) for one in rest[:limit]], has_more=len(rest) > limit))
 
-    @routes.get("/{job_id}/logs")
+    @routes.get(
+        "/{job_id}/logs", response_class=PlainTextResponse,
+        **about("retrieveFineTuningJobLogs", "What its processes printed; `follow` to the job's end", None, 404),
+    )  # fmt: skip
     async def logs(job_id: str, follow: bool = False, offset: Offset = 0, who: Caller = Depends(caller)) -> Response:
         await asyncio.to_thread(jobs.get, job_id, who.project)
         text = _log(service, job_id, offset, follow=follow)

@@ -10,10 +10,13 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from bco_ray.control.http import replies
 from bco_ray.control.outgoing import MOST_URL_CHARACTERS, ForbiddenUrlError, check_url
 from bco_ray.control.webhooks import Delivery, Event, UnknownCursorError, Webhook, WebhookStore
 from bco_ray.web.errors import ApiError
+from bco_ray.web.openapi import about
 from bco_ray.web.pages import page
+from bco_ray.web.replies import Deleted, page_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,30 +44,33 @@ class NewWebhook(BaseModel):
 
 def router(store: WebhookStore, *, allow_private: bool, caller: Callable[..., Any]) -> APIRouter:
     """`caller` is a dependency that says who calls; `allow_private` as in `check_url`."""
-    routes = APIRouter(prefix="/v1/webhooks")
+    routes = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
     who: Any = Depends(caller)
 
-    @routes.post("", status_code=201)
+    @routes.post("", status_code=201, **about("createWebhook", "Be told when a job has ended", replies.CreatedWebhook))
     async def create(body: NewWebhook, member: Member = who) -> Response:
         url = await _done(check_url, body.url, allow_private=allow_private)
         made, secret = await _done(store.create, member.project, url, body.events, actor=member.key_id)
         return JSONResponse({**_webhook(made), "secret": secret}, 201, {"cache-control": "no-store"})
 
-    @routes.get("")
+    @routes.get("", **about("listWebhooks", "Webhooks of the project", page_of(replies.Webhook), 400))
     async def list_webhooks(after: str | None = None, limit: Limit = 20, member: Member = who) -> Response:
         found, more = await _done(store.list, member.project, after, limit)
         return JSONResponse(page([_webhook(one) for one in found], has_more=more))
 
-    @routes.get("/{webhook_id}")
+    @routes.get("/{webhook_id}", **about("retrieveWebhook", "A webhook", replies.Webhook, 404))
     async def get(webhook_id: str, member: Member = who) -> Response:
         return JSONResponse(_webhook(await _done(store.get, member.project, webhook_id)))
 
-    @routes.delete("/{webhook_id}")
+    @routes.delete("/{webhook_id}", **about("deleteWebhook", "Be told no more", Deleted, 404))
     async def delete(webhook_id: str, member: Member = who) -> Response:
         await _done(store.delete, member.project, webhook_id, actor=member.key_id)
         return JSONResponse({"id": webhook_id, "object": "webhook", "deleted": True})
 
-    @routes.get("/{webhook_id}/deliveries")
+    @routes.get(
+        "/{webhook_id}/deliveries",
+        **about("listWebhookDeliveries", "What became of telling it", page_of(replies.Delivery), 400, 404),
+    )
     async def deliveries(
         webhook_id: str, after: str | None = None, limit: Limit = 20, member: Member = who
     ) -> Response:

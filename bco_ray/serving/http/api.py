@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Depends, FastAPI
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 import bco_ray
 from bco_ray.errors import BcoError
-from bco_ray.serving.http import chat, errors, feedback, registry_routes, wire
+from bco_ray.serving.http import chat, errors, feedback, registry_routes, replies, wire
 from bco_ray.serving.http.feedback_tokens import FeedbackTokens, feedback_secret
 from bco_ray.serving.http.ledger import Ledger
 from bco_ray.serving.http.replying import Backend
@@ -22,10 +22,13 @@ from bco_ray.serving.versions.catalog import Catalog
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.registry import Registry
 from bco_ray.web import errors as web_errors
+from bco_ray.web import openapi
 from bco_ray.web.access import NO_KEYS, Access, Audit, Keys, RequestRate, no_audit, require
 from bco_ray.web.edge import Edge, VoteCors
 from bco_ray.web.errors import ApiError, Translator
+from bco_ray.web.openapi import about
 from bco_ray.web.pages import page
+from bco_ray.web.replies import page_of
 
 DEFAULTS = Settings()
 
@@ -88,17 +91,18 @@ def create_api(
     api.include_router(_operations(catalog, metrics))
     for router in more.routers:
         api.include_router(router)
+    openapi.install(api, chat.STREAMED)
     return api
 
 
 def _models(catalog: Catalog) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(tags=["models"])
 
-    @routes.get("/v1/models")
+    @routes.get("/v1/models", **about("listModels", "Served versions, and their aliases", page_of(replies.Model)))
     async def list_models() -> Response:
         return JSONResponse(page([wire.model(served, name) for name, served in catalog.models()]))
 
-    @routes.get("/v1/models/{name:path}")
+    @routes.get("/v1/models/{name:path}", **about("retrieveModel", "A served version", replies.Model, 404))
     async def get_model(name: str) -> Response:
         with catalog.lease(name, None) as target:
             return JSONResponse(wire.model(target.served, name))
@@ -107,18 +111,18 @@ def _models(catalog: Catalog) -> APIRouter:
 
 
 def _operations(catalog: Catalog, metrics: Metrics) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(tags=["service"])
 
-    @routes.get("/")
+    @routes.get("/", **about("retrieveIndex", "Where to look next", replies.Index))
     async def pointers() -> Response:
         links = ["/v1/models", "/v1/chat/completions", "/v1/feedback", "/readyz", "/metrics", "/openapi.json"]
         return JSONResponse({"service": "bco-ray", "models": [name for name, _ in catalog.models()], "routes": links})
 
-    @routes.get("/healthz")
+    @routes.get("/healthz", **about("retrieveHealth", "Whether the process answers", replies.Alive))
     async def alive() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @routes.get("/readyz")
+    @routes.get("/readyz", **about("retrieveReadiness", "Whether the models answer", replies.Ready, 503))
     async def ready() -> Response:
         health = await catalog.health()
         if not health.ok:
@@ -128,7 +132,10 @@ def _operations(catalog: Catalog, metrics: Metrics) -> APIRouter:
         busy = {"running": load.running, "waiting": load.waiting}
         return JSONResponse({"status": "ok", "models": models, "refused": catalog.refused(), **busy})
 
-    @routes.get("/metrics", dependencies=[Depends(require("read"))])
+    @routes.get(
+        "/metrics", response_class=PlainTextResponse, dependencies=[Depends(require("read"))],
+        **about("retrieveMetrics", "Prometheus's text format, of one gateway process"),
+    )  # fmt: skip
     async def prometheus() -> Response:
         try:
             load = await catalog.load()

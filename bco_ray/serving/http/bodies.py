@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from bco_ray.schema import Message
 from bco_ray.storage.feedback_rows import Vote, require_storable
 from bco_ray.web.errors import unsupported
 
 MAX_CHOICES = 16
+MAX_STOPS = 16
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 1024
 MAX_PROMPT_IDS = 1 << 20
@@ -45,6 +46,13 @@ def _one_or_many(value: Any) -> Any:
 
 
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = Annotated[
+    list[StopString] | None,
+    BeforeValidator(
+        _one_or_many,
+        json_schema_input_type=StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None,
+    ),
+]
 
 
 class StreamOptions(BaseModel):
@@ -65,7 +73,7 @@ class SamplingRequest(BaseModel):
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
     seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
-    stop: Annotated[list[StopString] | None, BeforeValidator(_one_or_many)] = Field(default=None, max_length=16)
+    stop: Stop = Field(default=None, max_length=MAX_STOPS)
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -134,10 +142,14 @@ def _one_prompt(value: Any) -> Any:
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(fail_fast=True, max_length=MAX_PROMPT_IDS)]
 
 
+OnePrompt = str | TokenIds
+_ListOfOne = Annotated[list[OnePrompt], Field(min_length=1, max_length=1)]
+
+
 class TextRequest(SamplingRequest):
     """A raw prompt: text, or token ids; or a list of one of these, which some clients send."""
 
-    prompt: Annotated[str | TokenIds, BeforeValidator(_one_prompt)]
+    prompt: Annotated[OnePrompt, BeforeValidator(_one_prompt, json_schema_input_type=OnePrompt | _ListOfOne)]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     @property
@@ -159,6 +171,8 @@ class FeedbackRequest(Vote):
 
 class UpdateRequest(BaseModel):
     """Metadata set on a stored completion; `feedback` in it is a vote."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"metadata": {"feedback": "up"}}]})
 
     metadata: dict[str, str] | None = None
 

@@ -14,33 +14,46 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from bco_ray.errors import BcoError
-from bco_ray.serving.http import wire
+from bco_ray.serving.http import replies, wire
 from bco_ray.serving.http.bodies import ChatRequest, SamplingRequest, TextRequest
 from bco_ray.serving.http.errors import as_api_error
 from bco_ray.serving.http.feedback_tokens import HEADER
 from bco_ray.serving.http.generation import Caller, Indexed
 from bco_ray.serving.http.prompts import prompt_of
 from bco_ray.serving.http.replying import Answer, Backend
+from bco_ray.web.openapi import about, events
 
 Timeout = Annotated[float | None, Header(alias="x-deadline-seconds", gt=0, allow_inf_nan=False)]
-Authorization = Annotated[str | None, Header()]
+Authorization = Annotated[str | None, Header(include_in_schema=False)]
+
+STREAMED = (replies.ChatCompletionChunk, replies.TextCompletionChunk)
+"""Events of the streams."""
+
+_EVENTS = "An answer, or with `stream` its chunks as they come; an error in the middle is the last event."
+_CHAT, _TEXT = (events(chunk, _EVENTS) for chunk in STREAMED)
 
 
 def router(backend: Backend) -> APIRouter:
     """The two generating routes."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["chat"])
 
     def caller(body: SamplingRequest, authorization: str | None, timeout: float | None) -> Caller:
         seconds = min(timeout or backend.timeout_seconds, backend.timeout_seconds)
         return Caller(time.time() + seconds, _share(authorization, body.user))
 
-    @routes.post("/v1/chat/completions")
+    @routes.post(
+        "/v1/chat/completions",
+        **about("createChatCompletion", "Answer messages", replies.ChatCompletion, 404, 408, also=_CHAT),
+    )
     async def chat_completions(
         body: ChatRequest, authorization: Authorization = None, timeout: Timeout = None
     ) -> Response:
         return await _answer(backend, body, caller(body, authorization, timeout))
 
-    @routes.post("/v1/completions")
+    @routes.post(
+        "/v1/completions",
+        **about("createCompletion", "Continue a prompt", replies.TextCompletion, 404, 408, also=_TEXT),
+    )
     async def completions(body: TextRequest, authorization: Authorization = None, timeout: Timeout = None) -> Response:
         return await _answer(backend, body, caller(body, authorization, timeout))
 

@@ -14,11 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bco_ray.errors import ConflictError, ModelError, StorageError
 from bco_ray.serving.http import wire
+from bco_ray.serving.http.replies import RegisteredModel
 from bco_ray.storage.aliases import Aliases
 from bco_ray.storage.registry import ALIAS, NAME, ModelVersion, Registry, UnknownVersionError
 from bco_ray.web.access import Audit, Caller, no_audit, require
 from bco_ray.web.errors import ApiError
+from bco_ray.web.openapi import about
 from bco_ray.web.pages import page
+from bco_ray.web.replies import page_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,29 +72,41 @@ Promoter = Annotated[Caller, Depends(require("promote"))]
 
 def router(registry: Registry, audit: Audit = no_audit) -> APIRouter:
     """Reads and moves; whoever changes a name is answered with what it means then, once `audit` was told."""
-    routes = APIRouter(prefix="/v1/registry/models")
+    routes = APIRouter(prefix="/v1/registry/models", tags=["registry"])
 
-    @routes.get("", dependencies=READ)
+    @routes.get("", dependencies=READ, **about("listRegisteredModels", "All models", page_of(RegisteredModel)))
     async def list_models() -> Response:
         return JSONResponse(page(await _done(lambda: [_model(registry, name) for name in registry.names()])))
 
-    @routes.get("/{name}", dependencies=READ)
+    @routes.get(
+        "/{name}", dependencies=READ,
+        **about("retrieveRegisteredModel", "Versions, aliases and their moves", RegisteredModel, 404),
+    )  # fmt: skip
     async def get_model(name: Name) -> Response:
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/promote")
+    @routes.post(
+        "/{name}/promote",
+        **about("promoteRegisteredModel", "Point an alias at a version", RegisteredModel, 404, 409),
+    )
     async def promote(name: Name, body: Promotion, who: Promoter) -> Response:
         was = await _done(registry.promote, name, body.version, body.alias, body.condition)
         await _done(audit, who, "model.promote", name, alias=body.alias, version=body.version, was=was)
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/rollback")
+    @routes.post(
+        "/{name}/rollback",
+        **about("rollbackRegisteredModel", "Take back an alias's last move", RegisteredModel, 404, 409),
+    )
     async def rollback(name: Name, body: Rollback, who: Promoter) -> Response:
         version, was = await _done(registry.rollback, name, body.alias, body.condition)
         await _done(audit, who, "model.rollback", name, alias=body.alias, version=version, was=was)
         return JSONResponse(await _done(_model, registry, name))
 
-    @routes.post("/{name}/canary")
+    @routes.post(
+        "/{name}/canary",
+        **about("setCanary", "Give the version behind `candidate` a share", RegisteredModel, 404),
+    )
     async def canary(name: Name, body: CanaryShare, who: Promoter) -> Response:
         await _done(registry.set_canary, name, body.percent)
         await _done(audit, who, "model.canary", name, percent=body.percent)
