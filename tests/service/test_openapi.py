@@ -19,9 +19,9 @@ from fastapi.routing import APIRoute
 from schemathesis.engine import events, from_schema
 from schemathesis.python.asgi import get_client, shutdown_lifespans
 
-from bco_ray.control import outgoing
+from bco_ray.control import outgoing, wire
 from bco_ray.control.checkpoints import Checkpoint
-from bco_ray.control.http import job_routes, wire
+from bco_ray.control.http import job_routes
 from bco_ray.control.http.replies import File, FineTuningCheckpoint, FineTuningEvent
 from bco_ray.control.job import JobEvent, News
 from bco_ray.control.jobs import JobStore

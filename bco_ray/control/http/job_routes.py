@@ -29,7 +29,7 @@ from bco_ray.web.replies import page_of
 FOLLOW_SECONDS = 1.0
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-Offset = Annotated[int, Query(ge=0, lt=1 << 53)]
+Offset = Annotated[int, Query(ge=0, lt=1 << 40)]
 Key = Annotated[str | None, Header(alias="idempotency-key", min_length=1, max_length=255)]
 
 _BLOCK_BYTES = 1 << 20
@@ -69,9 +69,9 @@ def router(
         **about("retryFineTuningJob", "Train again from a checkpoint, as a new job", FineTuningJob, 404, 409),
     )
     async def retry(
-        job_id: str, body: RetryRequest = RetryRequest(), key: Key = None, who: Caller = Depends(submit)
+        job_id: str, body: RetryRequest | None = None, key: Key = None, who: Caller = Depends(submit)
     ) -> Response:
-        return _made(*await asyncio.to_thread(service.retry, job_id, body, asker(who, key)))
+        return _made(*await asyncio.to_thread(service.retry, job_id, body or RetryRequest(), asker(who, key)))
 
     @routes.get("", **about("listFineTuningJobs", "Newest first", page_of(FineTuningJob), 400, also=_METADATA))
     async def list_jobs(
