@@ -42,9 +42,7 @@ class SubmitAgain:
 
 @dataclass(frozen=True)
 class Watch:
-    """It runs (or waits on the cluster)."""
-
-    running: bool
+    """It runs, or waits on the cluster."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def decide(job: Job, known: Known) -> Action | None:
         return _leave(job, known)
     match known.ray:
         case "pending" | "running":
-            return Watch(known.ray == "running")
+            return Watch()
         case "unknown" if job.seen_at is None:
             return SubmitAgain()
         case "unknown":

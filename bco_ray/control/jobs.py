@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -32,6 +33,9 @@ _AUDITED = ("model", "training_file", "suffix")
 
 Told = Callable[[sa.Connection, "Job"], None]
 """Called inside the transaction in which a job ended."""
+
+_CHANGING = attrgetter("status", "attempt", "holds_cluster", "seen_at", "again_at", "details")
+"""What tells whether a job is as it was seen."""
 
 
 class JobStore:
@@ -114,11 +118,11 @@ class JobStore:
         self.note(job, details={**job.details, "archived": {"to": place, "finished_at": job.finished_at}})
 
     def move(
-        self, job_id: str, status: Status, news: News, *, project: str | None = None, seen: Job | None = None,
+        self, job_id: str, status: Status, *news: News, project: str | None = None, seen: Job | None = None,
         deed: Deed | None = None, **changes: Any,
     ) -> Job:  # fmt: skip
-        """The job in its new state. With `seen` only if status and attempt are still as there. `deed`: for the audit
-        log, if somebody wanted it so.
+        """The job in its new state, which `news` tell of. With `seen` only if it is still as there. `deed`: for the
+        audit log, if somebody wanted it so.
 
         Raises NotFoundError, IllegalMoveError naming the state it is in, ConflictError if it is not as `seen`.
         """
@@ -129,7 +133,7 @@ class JobStore:
             if before.status not in sources(status):
                 raise IllegalMoveError(f"{job_id} is {before.status} and cannot become {status}.")
             job = _change(connection, job_id, status=status, **_times(before, status), **changes)
-            _add_event(connection, job_id, news)
+            _add_events(connection, job_id, news)
             if deed is not None:
                 _audit(connection, job, deed, was=before.status)
             if status in ENDED:
@@ -137,11 +141,13 @@ class JobStore:
             return job
 
     def note(self, seen: Job, news: Collection[News] = (), **changes: Any) -> Job:
-        """New facts and events of a job whose status stays. Raises ConflictError if it is not as `seen` any more."""
+        """New facts and events of a job whose status stays. Raises ConflictError if it is not as `seen` any more.
+
+        Events come with a change: of two who saw the same and would tell the same, the second is late.
+        """
         with writing(self._engine) as connection:
             _require_same(connection, seen)
-            for one in news:
-                _add_event(connection, seen.id, one)
+            _add_events(connection, seen.id, news)
             return _change(connection, seen.id, **changes) if changes else seen
 
     def events(
@@ -194,7 +200,7 @@ def _insert(connection: sa.Connection, order: Order) -> Job:
         "holds_cluster": False, "details": {}, **vars(order),
     }  # fmt: skip
     connection.execute(sa.insert(jobs).values(**row))
-    _add_event(connection, row["id"], News("Created fine-tuning job."))
+    _add_events(connection, row["id"], [News("Created fine-tuning job.")])
     job = _get(connection, row["id"], None)
     asked = {name: job.request[name] for name in _AUDITED if name in job.request}
     _audit(connection, job, Deed(job.created_by, "job.create"), **asked)
@@ -215,8 +221,8 @@ def _get(connection: sa.Connection, job_id: str, project: str | None, *, lock: b
 
 def _require_same(connection: sa.Connection, seen: Job) -> None:
     now = _get(connection, seen.id, None, lock=True)
-    if (now.status, now.attempt) != (seen.status, seen.attempt):
-        raise ConflictError(f"{seen.id} is {now.status} (attempt {now.attempt}) by now.")
+    if _CHANGING(now) != _CHANGING(seen):
+        raise ConflictError(f"{seen.id} has changed: it is {now.status} (attempt {now.attempt}) by now.")
 
 
 def _change(connection: sa.Connection, job_id: str, **changes: Any) -> Job:
@@ -231,9 +237,11 @@ def _times(before: Job, status: Status) -> Json:
     return {"started_at": now} if status == "running" and before.started_at is None else {}
 
 
-def _add_event(connection: sa.Connection, job_id: str, news: News) -> None:
-    row = {"message": news.message, "level": news.level, "type": news.type, "data": dict(news.data or {})}
-    connection.execute(sa.insert(job_events).values(id=new_id("ftevent"), job_id=job_id, created_at=time.time(), **row))
+def _add_events(connection: sa.Connection, job_id: str, news: Collection[News]) -> None:
+    for one in news:
+        row = {"message": one.message, "level": one.level, "type": one.type, "data": dict(one.data or {})}
+        values = {"id": new_id("ftevent"), "job_id": job_id, "created_at": time.time(), **row}
+        connection.execute(sa.insert(job_events).values(values))
 
 
 def _event_seq(connection: sa.Connection, job_id: str, event_id: str) -> int:

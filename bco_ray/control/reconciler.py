@@ -20,7 +20,7 @@ from bco_ray.control.job import IllegalMoveError, Job, News
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.progress import Follower
 from bco_ray.control.ray_jobs import Cluster
-from bco_ray.errors import BcoError, ClusterError, ConflictError
+from bco_ray.errors import BcoError, ClusterError, ConflictError, SpecError
 from bco_ray.storage import files
 from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.telemetry import logger
@@ -64,25 +64,27 @@ class Reconciler:
         for job in unsettled:
             try:
                 self._settle(job)
-            except (ConflictError, IllegalMoveError) as error:
-                logger.debug("%s: %s", job.id, error)  # somebody was faster; the next look sees what they did
-            except ClusterError as error:
-                logger.warning("%s: %s", job.id, error)
-            except BcoError as error:
-                logger.error("%s: %s", job.id, error)
+            except (BcoError, OSError) as error:
+                self._follower.forget(job.id)  # what it read may not have become events
+                _log(job, error)
 
     def _settle(self, job: Job) -> None:
         if job.status == "validating_files":
             self._validate(job)
             return
-        action = decide(job, self._known(job))
+        known = self._known(job)
+        action = decide(job, known)
         if action is not None:
-            self._act(job, action)
+            self._act(job, action, running=known.ray == "running")
 
     def _validate(self, job: Job) -> None:
         """The spec is written down for the driver, who looks at the data itself."""
-        directory = JobDirectory(self._storage, job.id)
-        files.write_bytes(directory.spec, dump_spec(parse_spec(job.spec, where=job.id)).encode())
+        try:
+            spec = parse_spec(job.spec, where=job.id)
+        except SpecError as error:  # it was accepted by another version of this program
+            self._fail(job, "spec_error", str(error), running=False)
+            return
+        files.write_bytes(JobDirectory(self._storage, job.id).spec, dump_spec(spec).encode())
         self._store.move(job.id, "queued", News("Files validated, moving job to queued state."), seen=job)
 
     def _known(self, job: Job) -> Known:
@@ -92,25 +94,24 @@ class Reconciler:
         lacks = overdrawn(job.request, job.details)
         return Known(ray, directory.outcome, error, job.details.get("checkpoint_step"), lacks)
 
-    def _act(self, job: Job, action: Action) -> None:
+    def _act(self, job: Job, action: Action, *, running: bool) -> None:
         match action:
             case deciding.Submit():
                 self._submit(job)
             case deciding.SubmitAgain():
                 self._send(job)
-            case deciding.Watch(running):
+            case deciding.Watch():
                 self._watch(job, running=running)
             case deciding.Stop():
-                self._cluster.stop(job.submission or "")
                 if not job.details.get("stopping"):
                     self._store.note(job, details={**job.details, "stopping": True})
+                self._cluster.stop(job.submission or "")
             case deciding.Release():
                 self._release(job)
             case deciding.Succeed():
                 self._succeed(job)
             case deciding.Fail(code, message):
-                error = {"code": code, "message": message, "param": None}
-                self._store.move(job.id, "failed", News(message, level="error"), seen=job, error=error)
+                self._fail(job, code, message, running=running)
             case deciding.Requeue():
                 self._requeue(job, action)
 
@@ -174,11 +175,17 @@ class Reconciler:
     def _succeed(self, job: Job) -> None:
         directory = JobDirectory(self._storage, job.id)
         details, news = self._follower.look(job, directory, running=False)
-        seen = self._store.note(job, news, details={**details, "percent": 100.0, "eta_seconds": None})
+        details |= {"percent": 100.0, "eta_seconds": None}
         outcome = directory.outcome or {}
-        seen = self._store.note(seen, [News(f"New fine-tuned model created: {outcome['model']}.")])
-        done = News("The job has successfully completed.")
-        self._store.move(job.id, "succeeded", done, seen=seen, outcome=outcome)
+        news += [News(f"New fine-tuned model created: {outcome['model']}."),
+                 News("The job has successfully completed.")]  # fmt: skip
+        self._store.move(job.id, "succeeded", *news, seen=job, outcome=outcome, details=details)
+
+    def _fail(self, job: Job, code: str, message: str, *, running: bool) -> None:
+        details, news = self._follower.look(job, JobDirectory(self._storage, job.id), running=running)
+        error = {"code": code, "message": message, "param": None}
+        news.append(News(message, level="error"))
+        self._store.move(job.id, "failed", *news, seen=job, error=error, details=details)
 
     def _requeue(self, job: Job, action: deciding.Requeue) -> None:
         details, news = self._follower.look(job, JobDirectory(self._storage, job.id), running=False)
@@ -186,7 +193,16 @@ class Reconciler:
         changes: dict[str, Any] = {"holds_cluster": False, "again_at": time.time() + action.seconds, "details": details}
         lost = News(f"Attempt {job.attempt} was lost ({action.why}); it is tried again.", level="warn")
         if job.status == "running":
-            seen = self._store.note(job, news)
-            self._store.move(job.id, "queued", lost, seen=seen, **changes)
+            self._store.move(job.id, "queued", *news, lost, seen=job, **changes)
         else:
             self._store.note(job, [*news, lost], **changes)
+
+
+def _log(job: Job, error: Exception) -> None:
+    match error:
+        case ConflictError() | IllegalMoveError():
+            logger.debug("%s: %s", job.id, error)  # somebody was faster; the next look sees what they did
+        case ClusterError():
+            logger.warning("%s: %s", job.id, error)
+        case _:
+            logger.error("%s: %s", job.id, error)

@@ -44,17 +44,27 @@ def main(storage: Path, job_id: str, attempt: int) -> int:
         try:
             with files.locked(directory.path / ".driver.lock", busy="another driver runs", seconds=WAIT_SECONDS):
                 directory.begin_attempt(attempt)
-                _run(directory)
+                with _own_errors_told(directory, attempt):
+                    _run(directory)
         except BcoError as error:
             logger.error("%s", error)
-            if not isinstance(error, InterruptedRunError | ClusterError):
-                code = type(error).__name__.removesuffix("Error").lower() + "_error"
-                directory.write("error", {"attempt": attempt, "code": code, "message": str(error)})
             return error.exit_code
         except Exception:  # noqa: BLE001  the edge of the process; the service decides by the exit
             logger.exception("%s: attempt %d", job_id, attempt)
             return 1
     return 0
+
+
+@contextmanager
+def _own_errors_told(directory: JobDirectory, attempt: int) -> Iterator[None]:
+    """Only inside the lock: who never had its turn, or came too late, knows nothing of the job."""
+    try:
+        yield
+    except BcoError as error:
+        if not isinstance(error, InterruptedRunError | ClusterError):
+            code = type(error).__name__.removesuffix("Error").lower() + "_error"
+            directory.write("error", {"attempt": attempt, "code": code, "message": str(error)})
+        raise
 
 
 def _run(directory: JobDirectory) -> None:

@@ -105,7 +105,7 @@ def test_while_it_runs_what_is_new_is_sent_and_nothing_twice(tmp_path: Path, pla
     assert sent(Site(tmp_path, place)) == [], "nor by a server that has just started"
     site.says(job, "two\n")
     assert sent(site) == ["driver.log"]
-    site.jobs.note(job, [News("Step 1/9", type="metrics", data={"step": 0})], details={"percent": 10.0})
+    job = site.jobs.note(job, [News("Step 1/9", type="metrics", data={"step": 0})], details={"percent": 10.0})
     assert sent(site) == ["events.jsonl", "job.json"]
     site.jobs.note(job, details={"percent": 20.0})
     assert sent(site) == ["job.json"], "though it is no longer than before"

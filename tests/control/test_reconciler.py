@@ -16,7 +16,7 @@ from bco_ray.control.job import Job, News, Order, body_hash, new_id
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.reconciler import Reconciler, Room
 from bco_ray.control.requests import JobRequest, spec_of
-from bco_ray.errors import ClusterError
+from bco_ray.errors import ClusterError, ConflictError
 from bco_ray.storage import files
 from bco_ray.storage.database import open_database
 from bco_ray.storage.job_directory import JobDirectory
@@ -245,9 +245,83 @@ def test_steps_become_events_once_and_not_all_of_them(site: Site, tmp_path: Path
 
 
 def test_what_is_wrong_with_one_is_in_nobodys_way(site: Site) -> None:
-    site.job(spec={"name": "x"})
-    job = site.job()
+    of_another_version, unwritable, job = site.job(spec={"name": "x"}), site.job(), site.job()
+    (site.storage / "jobs").mkdir()
+    (site.storage / "jobs" / unwritable.id).write_text("a file where its directory should be")
     assert site.look(job, 2).holds_cluster
+    failed = site.store.get(of_another_version.id)
+    assert (failed.status, failed.error and failed.error["code"]) == ("failed", "spec_error")
+    assert site.store.get(unwritable.id).status == "validating_files"
+    (site.storage / "jobs" / unwritable.id).unlink()
+    assert site.look(unwritable).status == "queued"
+
+
+class Steps:
+    """A run on disk that has done some steps."""
+
+    def __init__(self, site: Site, job: Job) -> None:
+        self.run = site.storage / "runs" / job.id
+        site.directory(job).write("resolved", {"spec": job.spec, "run": str(self.run)})
+
+    def write(self, steps: int) -> None:
+        rows = (json.dumps({"step": step, "total_steps": 9, "loss": 0.5}) + "\n" for step in range(steps))
+        files.write_bytes(self.run / "metrics.jsonl", "".join(rows).encode())
+
+
+def told_steps(site: Site, job: Job) -> list[int]:
+    return [event.data["step"] for event in site.store.events_since(job.id, 0) if event.type == "metrics"]
+
+
+def test_steps_read_while_somebody_else_was_faster_are_told_next_time(site: Site, monkeypatch: Any) -> None:
+    job = site.running()
+    Steps(site, job).write(3)
+    note = site.store.note
+
+    def paused_and_resumed_meanwhile(*args: Any, **changes: Any) -> Job:
+        site.store.move(job.id, "paused", News("pause"))
+        site.store.move(job.id, "queued", News("resume"))
+        return note(*args, **changes)
+
+    monkeypatch.setattr(site.store, "note", paused_and_resumed_meanwhile)
+    site.look(job)
+    monkeypatch.undo()
+    assert told_steps(site, job) == []
+    site.look(job, 2)
+    assert told_steps(site, job) == [0, 1, 2]
+
+
+def test_two_who_saw_the_same_tell_it_once(site: Site) -> None:
+    job = site.running()
+    Steps(site, job).write(3)
+    site.reconciler._watch(job, running=True)
+    with pytest.raises(ConflictError, match="has changed"):
+        Reconciler(site.store, site.cluster, site.storage)._watch(job, running=True)
+    assert told_steps(site, job) == [0, 1, 2]
+    site.directory(job).write("outcome", {"model": "bot/1"})
+    seen = site.store.get(job.id)
+    site.reconciler._succeed(seen)
+    with pytest.raises(ConflictError):
+        Reconciler(site.store, site.cluster, site.storage)._succeed(seen)
+    assert site.messages(job).count("New fine-tuned model created: bot/1.") == 1
+
+
+def test_the_last_steps_of_one_that_failed_are_told(site: Site) -> None:
+    job = site.running()
+    Steps(site, job).write(5)
+    site.directory(job).write("error", {"attempt": 1, "code": "training_error", "message": "the loss is not finite"})
+    site.cluster.says[f"{job.id}-1"] = "failed"
+    assert site.look(job).status == "failed"
+    assert told_steps(site, job) == [0, 1, 2, 3, 4]
+
+
+def test_that_it_is_stopped_is_written_down_before_the_cluster_hears_of_it(site: Site) -> None:
+    """Else a job taken up again right then would count as lost."""
+    job = site.running()
+    site.store.move(job.id, "paused", News("pause"))
+    site.cluster.stop = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]  # killed here
+    with pytest.raises(KeyboardInterrupt):
+        site.look(job)
+    assert site.store.get(job.id).details["stopping"]
 
 
 def test_two_reconcilers_submit_once(site: Site) -> None:
