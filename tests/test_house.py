@@ -186,6 +186,15 @@ def test_shipped_serve_configs_fit_their_builder(path: Path) -> None:
         ServiceArgs.model_validate(application["args"])
 
 
+def test_every_shipped_yaml_has_a_test() -> None:
+    """Specs and Serve configs here; manifests, compose file and clusters in tests/deploy."""
+    tested = {*(ROOT / "jobs").glob("*.yaml"), *(ROOT / "serve").glob("*.yaml"), ROOT / "serve/docker/compose.yaml"}
+    tested |= {*(ROOT / "jobs/kubernetes").iterdir(), *(ROOT / "serve/kubernetes").iterdir()}
+    tested |= {ROOT / "cluster.yaml", ROOT / "docs/cluster-gcp.yaml"}
+    shipped = [p for folder in ("jobs", "serve", "docs") for p in (ROOT / folder).rglob("*.y*ml")]
+    assert {*shipped, *ROOT.glob("*.y*ml")} <= tested
+
+
 def test_no_module_is_called_utils() -> None:
     assert not [p for p in FILES if p.stem in {"utils", "helpers", "common", "misc"}]
 

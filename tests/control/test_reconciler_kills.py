@@ -361,7 +361,7 @@ def live_and_check(world: World) -> None:
         check(world, job_id)
     for job_id, status in world.wanted.items():
         if status == "paused":
-            world.wanted[job_id] = world.service.resume(job_id, "acme").status
+            world.wanted[job_id] = world.service.resume(job_id, "acme", "key").status
     world.settle()
     for job_id in world.jobs:
         check(world, job_id)
