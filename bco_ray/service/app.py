@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import ray
 import sqlalchemy as sa
 from ray import serve
 from ray.serve import Application
@@ -22,6 +23,7 @@ from bco_ray.control.http import audit_routes, estimate_routes, files_routes, jo
 from bco_ray.control.job import Job
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.keys import KeyStore
+from bco_ray.control.lease import Lease
 from bco_ray.control.outgoing import Sender
 from bco_ray.control.places import Places
 from bco_ray.control.ray_jobs import RayJobs
@@ -117,8 +119,9 @@ class Jobs:
         store = job_store(engine, webhooks)
         reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room)
         upkeep = Upkeep(FileStore(engine, args.storage / "files"), webhooks)
+        turn = Lease(engine, "jobs", ray.get_runtime_context().gcs_address)
         tasks = [
-            every(_LOOK_SECONDS, reconciler.run_once, "the jobs cannot be looked after"),
+            every(_LOOK_SECONDS, partial(_in_turn, turn, reconciler), "the jobs cannot be looked after"),
             Deliverer(webhooks, Sender(allow_private=args.private_webhooks)).run(),
             every(_UPKEEP_SECONDS, upkeep.run_once, "the upkeep failed"),
         ]
@@ -132,6 +135,12 @@ class Jobs:
         for task in self._tasks:
             if task.done():
                 task.result()
+
+
+def _in_turn(turn: Lease, reconciler: Reconciler) -> None:
+    """Another cluster on the same database may be looking after the jobs: it knows them, and this one does not."""
+    if turn.held():
+        reconciler.run_once()
 
 
 async def every(seconds: float, work: Callable[[], None], failed: str) -> None:

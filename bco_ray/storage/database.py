@@ -21,7 +21,7 @@ from bco_ray.storage import files
 
 DATABASE = "bco.db"
 BUSY_TIMEOUT_SECONDS = 30
-REVISION = "0002"
+REVISION = "0003"
 """The newest of `migrations/versions`."""
 
 _MIGRATING = 0xBC0

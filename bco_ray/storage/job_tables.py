@@ -141,3 +141,12 @@ webhook_deliveries = sa.Table(
     sqlite_autoincrement=True,
 )
 """One event for one webhook. `next_at` NULL: delivered, or given up."""
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),
+)
+"""Whose turn something is, and until when."""
