@@ -23,7 +23,7 @@ T = TypeVar("T")
 FOLLOW_SECONDS = 600.0
 """How long a server may be away while a job is followed: it is restarted now and then."""
 
-_CONNECT_SECONDS, _ANSWER_SECONDS, _UPLOAD_SECONDS = 5.0, 60.0, 600.0
+_CONNECT_SECONDS, _ANSWER_SECONDS, _UPLOAD_SECONDS, _ESTIMATE_SECONDS = 5.0, 60.0, 600.0, 90.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 5.0
 _AWAY = {429, 502, 503, 504}
 _WRONG = {400, 422}
@@ -81,7 +81,11 @@ class JobServer:
 
     def estimate(self, body: Json) -> Json:
         """What `create` with this body would cost."""
-        return self.post("/fine_tuning/jobs/estimate", body)
+        with self._errors():
+            path = "/fine_tuning/jobs/estimate"
+            return self._object(
+                self._client.post(path, body=body, cast_to=object, options={"timeout": _ESTIMATE_SECONDS})
+            )
 
     def steer(self, job_id: str, verb: str) -> Json:
         """The job, after `cancel`, `pause` or `resume`."""

@@ -26,6 +26,9 @@ PASSED_ON = frozenset({
 })  # fmt: skip
 """Top-level keys of DeepSpeed 0.19 that reach it untouched, but for what the next two name inside of them."""
 
+WRITING = frozenset({"aio", "comet", "comms_logger", "csv_monitor", "flops_profiler", "tensorboard", "wandb"})
+"""Of these, those that may name files to write or places to send things to."""
+
 REPEATABLE: dict[str, str] = {
     "train_batch_size": "training.rows_per_step",
     "gradient_clipping": "training.max_grad_norm",

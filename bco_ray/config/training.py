@@ -63,6 +63,11 @@ CIRCUMSTANCES = frozenset(
 """Of `training`: what a checkpoint does not depend on, so that a run that goes on from it may have its own."""
 
 
+def first_step(start: str | None) -> int:
+    """That a run does itself, of its `training.start`: those before are of the run that it goes on from."""
+    return int((start or ":0").rpartition(":")[2])
+
+
 class TrainingSpec(Section):
     """The optimizer and the gang. `auto`: learning rate from model size and adapter, micro-batch from the machine.
 

@@ -76,15 +76,20 @@ def overdrawn(request: Mapping[str, Any], details: Mapping[str, Any]) -> str | N
     return Budget(**budget).overdrawn(Spent.of(details), time.time()) if budget else None
 
 
-def gpus_held(spec: Mapping[str, Any], phase: str | None, workers: int | None) -> float:
-    """By the workers of a phase. `spec`: resolved; `workers`: those that train just now, if it is known."""
-    training, scoring = spec["training"], spec["scoring"]
+def gpus_held(spec: Mapping[str, Any], details: Mapping[str, Any]) -> float:
+    """By the workers of the present phase; none while they wait for the cluster. `spec`: resolved.
+
+    Of a range of workers the fewest, where nobody says how many there are.
+    """
+    training, phase = spec["training"], details.get("phase")
+    if details.get("waiting_for"):
+        return 0.0
     if phase in {"score", "evaluate"}:
-        count = _most(scoring["num_workers"])
+        count = _fewest(spec["scoring"]["num_workers"])
     else:
-        count = workers or _most(training["num_workers"]) if phase == "train" else 0
+        count = details.get("workers") or _fewest(training["num_workers"]) if phase == "train" else 0
     return float(count * training["resources_per_worker"].get("GPU", 0))
 
 
-def _most(workers: int | list[int]) -> int:
-    return workers if isinstance(workers, int) else max(workers)
+def _fewest(workers: int | list[int]) -> int:
+    return workers if isinstance(workers, int) else max(1, min(workers))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bco_ray.errors import StorageError
 from bco_ray.storage import files
@@ -29,16 +28,10 @@ def checkpoints_of(storage: Path, job_id: str) -> list[Checkpoint]:
     if resolved is None:
         return []
     try:
-        store = CheckpointStore(open_store(_place(resolved)))
+        store = CheckpointStore(open_store(resolved.get("checkpoints") or str(Path(resolved["run"]) / "checkpoints")))
         return [found for step in sorted(store.steps(), reverse=True) if (found := _checkpoint(store, job_id, step))]
     except OSError as error:
         raise StorageError(f"{job_id}: its checkpoints cannot be read now: {error}") from error
-
-
-def _place(resolved: dict[str, Any]) -> str:
-    elsewhere = resolved["spec"]["training"]["checkpoint"]["storage"]
-    run = Path(resolved["run"])
-    return f"{elsewhere.rstrip('/')}/{run.name}" if elsewhere else str(run / "checkpoints")
 
 
 def _checkpoint(store: CheckpointStore, job_id: str, step: int) -> Checkpoint | None:

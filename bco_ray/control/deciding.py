@@ -82,12 +82,14 @@ Action = Submit | SubmitAgain | Watch | Stop | Release | Succeed | Fail | Requeu
 
 def decide(job: Job, known: Known) -> Action | None:
     """None: nothing to do."""
-    if job.status not in WANTED:
+    if job.status not in {*WANTED, "paused"}:
         return _leave(job, known)
-    if known.outcome is not None:
+    if job.status in WANTED and known.outcome is not None:
         return Succeed()
-    if known.overdrawn is not None:
+    if known.overdrawn is not None and known.outcome is None:
         return Fail("budget_exceeded", f"Stopped: {known.overdrawn}. Retry it from its newest checkpoint with more.")
+    if job.status == "paused":
+        return _leave(job, known)
     if not job.holds_cluster:
         return Submit()
     if job.details.get("stopping"):  # it was paused, and taken up again before it had ended

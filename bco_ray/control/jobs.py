@@ -22,14 +22,16 @@ from bco_ray.control.job import (
     WaitingRoom,
     new_id,
 )
-from bco_ray.control.states import ENDED, Status, sources
+from bco_ray.control.states import ENDED, MOVES, Status, sources
 from bco_ray.errors import ConflictError, StorageError
 from bco_ray.storage.database import reading, writing
-from bco_ray.storage.feedback_rows import NotFoundError
+from bco_ray.storage.feedback_rows import NotFoundError, is_storable
 from bco_ray.storage.job_tables import job_events, jobs
 
 _AUDITED = ("model", "training_file", "suffix")
 """Of a request for a job."""
+
+_ARCHIVED_AT_ONCE = 100
 
 Told = Callable[[sa.Connection, "Job"], None]
 """Called inside the transaction in which a job ended."""
@@ -99,17 +101,18 @@ class JobStore:
 
     def unsettled(self) -> list[Job]:
         """Those somebody has to look after: not ended, or perhaps still on the cluster. The most urgent first."""
-        open_ones = sa.or_(jobs.c.status.not_in(sorted(ENDED)), jobs.c.holds_cluster)
+        open_ones = sa.or_(jobs.c.status.in_(sorted(MOVES.keys() - ENDED)), jobs.c.holds_cluster)
         with reading(self._engine) as connection:
             query = sa.select(jobs).where(open_ones).order_by(jobs.c.priority.desc(), jobs.c.seq)
             return [_job(row) for row in connection.execute(query).mappings()]
 
     def unarchived(self, place: str) -> list[Job]:
-        """Ended and off the cluster, and not in the archive `place` as they ended. The oldest first."""
+        """Ended, off the cluster, and not in the archive `place` as they ended: the oldest, a hundred at most."""
         to, finished_at = (jobs.c.details[("archived", name)] for name in ("to", "finished_at"))
         there = sa.and_(to.as_string() == place, finished_at.as_float() == jobs.c.finished_at)
         over = sa.and_(jobs.c.status.in_(sorted(ENDED)), ~jobs.c.holds_cluster)
-        query = sa.select(jobs).where(over, ~sa.func.coalesce(there, sa.false())).order_by(jobs.c.seq)
+        query = sa.select(jobs).where(over, ~sa.func.coalesce(there, sa.false()))
+        query = query.order_by(jobs.c.seq).limit(_ARCHIVED_AT_ONCE)
         with reading(self._engine) as connection:
             return [_job(row) for row in connection.execute(query).mappings()]
 
@@ -213,7 +216,8 @@ def _audit(connection: sa.Connection, job: Job, deed: Deed, **facts: Any) -> Non
 
 def _get(connection: sa.Connection, job_id: str, project: str | None, *, lock: bool = False) -> Job:
     query = sa.select(jobs).where(jobs.c.id == job_id)
-    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
+    query = query.with_for_update() if lock else query
+    row = connection.execute(query).mappings().first() if is_storable(job_id) else None
     if row is None or (project is not None and row["project"] != project):
         raise NotFoundError(f"{job_id}: no such job.")
     return _job(row)

@@ -1,4 +1,4 @@
-"""Which places a job may read and write: an allow-list, so that nobody reads the server's files by naming them."""
+"""Which places a job may use: an allow-list, so that nobody reads or changes the server's files by naming them."""
 
 from __future__ import annotations
 
@@ -6,38 +6,49 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from bco_ray.errors import SpecError
-from bco_ray.storage.registry import NAME
 
-_REGISTERED = re.compile(rf"{NAME}(/\d+|@[A-Za-z0-9_-]+)?")
-_MODELS = frozenset({"model.base", "model.reference", "scoring.embedding"})
+Use = Literal["model", "log", "file", "write"]
+
 _OWN_LOG = re.compile(r"feedback(:(\d+\.\.)?\d*)?")
+_WILD = re.compile(r"[*?\[]")
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(/\d+|@[A-Za-z0-9_-]+)?")
 
 
 @dataclass(frozen=True)
 class Places:
     """`allowed`: directories and URIs (`/models`, `s3://bucket/prefix`), with all that is below; every place as long as
-    `unguarded` says so. Registered models and the server's own log are always allowed.
+    `unguarded` says so. Registered models, which `registered` knows, and the server's own log are always allowed.
     """
 
     allowed: Sequence[str]
+    registered: Callable[[str], bool]
     unguarded: Callable[[], bool] = lambda: False
 
-    def check(self, field: str, place: str) -> None:
+    def check(self, field: str, place: str, use: Use) -> None:
         """Raises SpecError."""
-        ours = _REGISTERED if field in _MODELS else _OWN_LOG
-        if self.unguarded() or ours.fullmatch(place):
-            return
-        if any(_below(place, root) for root in self.allowed):
+        if self.unguarded() or self._ours(place, use) or self._below_allowed(place, use):
             return
         raise SpecError(f"{field}: {place}: not among the places this server lets jobs use; ask who runs it.")
+
+    def _ours(self, place: str, use: Use) -> bool:
+        if use == "model":
+            match = _NAMED.fullmatch(place)
+            return match is not None and self.registered(match[1])
+        return use == "log" and _OWN_LOG.fullmatch(place) is not None
+
+    def _below_allowed(self, place: str, use: Use) -> bool:
+        """`..` is nowhere needed, and after a wildcard nobody could say where it leads."""
+        if ".." in re.split(r"[/\\]", place) or (use != "log" and _WILD.search(place)):
+            return False
+        return any(_below(place, root) for root in self.allowed)
 
 
 def _below(place: str, root: str) -> bool:
     if "://" in root or "://" in place:
-        inside = place == root or place.startswith(root.rstrip("/") + "/")
-        return inside and ".." not in place.split("/")
+        return place == root or place.startswith(root.rstrip("/") + "/")
     try:
         return Path(place).expanduser().resolve().is_relative_to(Path(root).resolve())
     except (OSError, ValueError, RuntimeError):

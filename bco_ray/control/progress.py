@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bco_ray.config.training import first_step
 from bco_ray.control.budget import Spent, gpus_held
 from bco_ray.control.job import Job, Json, News
 from bco_ray.errors import StorageError
@@ -53,7 +54,7 @@ class Follower:
         if not running and spent.at is None:
             return details
         until = time.time() if running else min(time.time(), details.get("at") or math.inf)
-        gpus = gpus_held(details.get("spec") or job.spec, details.get("phase"), details.get("workers"))
+        gpus = gpus_held(details.get("spec") or job.spec, details)
         charged = spent.until(until, gpus, sum(self._tokens[job.id].values()))
         return {**details, "spent": charged if running else Spent(**charged).paused()}
 
@@ -64,7 +65,7 @@ class Follower:
 
     def _rows(self, job: Job, run: Path) -> Iterator[Json]:
         """New steps that become events. A resumed training does steps again; they are told once."""
-        first = first_step(job.spec)
+        first = first_step(job.spec["training"].get("start"))
         last = max(job.details.get("metrics_step", -1), first - 1)
         data, self._read[job.id] = _news_of(run / "metrics.jsonl", self._read.get(job.id, (0, 0)))
         for line in data.splitlines():
@@ -76,11 +77,6 @@ class Follower:
             if row["step"] > last and (row["step"] % stride == 0 or row["step"] + 1 == row.get("total_steps")):
                 last = row["step"]
                 yield row
-
-
-def first_step(spec: Json) -> int:
-    """That the job itself does: those before are of the run that it goes on from."""
-    return int((spec["training"].get("start") or ":0").rpartition(":")[2])
 
 
 def _phase(progress: Json) -> Json:

@@ -61,7 +61,7 @@ class RayJobs:
         try:
             return _STATES[self._client.get_job_status(submission)]
         except RuntimeError as error:
-            if "404" in str(error) or "does not exist" in str(error):
+            if str(error).startswith("Request failed with status code 404"):
                 return "unknown"
             raise ClusterError(f"Ray's Jobs API: {error}") from error
         except OSError as error:  # requests' own, and ours from _client

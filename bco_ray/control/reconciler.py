@@ -64,7 +64,7 @@ class Reconciler:
         for job in unsettled:
             try:
                 self._settle(job)
-            except (BcoError, OSError) as error:
+            except Exception as error:  # noqa: BLE001  whatever is wrong with it, the others are looked after
                 self._follower.forget(job.id)  # what it read may not have become events
                 _log(job, error)
 
@@ -204,5 +204,7 @@ def _log(job: Job, error: Exception) -> None:
             logger.debug("%s: %s", job.id, error)  # somebody was faster; the next look sees what they did
         case ClusterError():
             logger.warning("%s: %s", job.id, error)
-        case _:
+        case BcoError() | OSError():
             logger.error("%s: %s", job.id, error)
+        case _:
+            logger.error("%s: cannot be looked after", job.id, exc_info=error)

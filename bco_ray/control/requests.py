@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bco_ray.config.deepspeed_json import WRITING
 from bco_ray.config.load import parse_spec
 from bco_ray.config.section import Auto, Name, Positive
 from bco_ray.config.spec import JobSpec, LossName
 from bco_ray.config.training import CIRCUMSTANCES
 from bco_ray.control.budget import Budget
+from bco_ray.control.places import Use
 from bco_ray.errors import SpecError
 from bco_ray.web.errors import unsupported
 
@@ -124,6 +126,7 @@ class RetryRequest(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> RetryRequest:
+        _refuse_closed(self.spec or {})
         for name in (self.spec or {}).get("training", {}):
             if name not in CIRCUMSTANCES:
                 raise unsupported(
@@ -159,20 +162,39 @@ def spec_of(request: JobRequest, job_id: str, storage: str, *, log: str, registe
     }  # fmt: skip
     for name, values in said.items():
         sections[name] = {**sections.get(name, {}), **values}
-    if isinstance(sections["training"].get("deepspeed"), str):
-        raise SpecError("spec.training.deepspeed: no file of the server is read for a request; send the JSON.")
     output = {"storage": storage, "register_as": register_as}
     return parse_spec({"name": job_id, **sections, "output": output}, where="the request")
 
 
-def _refuse_closed(spec: Json) -> None:
+def _refuse_closed(spec: Mapping[Any, Any]) -> None:
     """Raises ApiError for what is not a request's to say."""
     for name, why in CLOSED.items():
         if name in spec:
             raise unsupported(f"spec.{name}", f"spec.{name}: {why}.")
     training = spec.get("training")
-    if isinstance(training, dict) and training.get("start") is not None:
-        raise unsupported("spec.training.start", "spec.training.start: retry the job whose checkpoint it is instead.")
+    if isinstance(training, dict):
+        if training.get("start") is not None:
+            raise unsupported(
+                "spec.training.start", "spec.training.start: retry the job whose checkpoint it is instead."
+            )
+        _refuse_files(training.get("deepspeed"))
+
+
+def _refuse_files(deepspeed: Any) -> None:
+    """Raises ApiError for DeepSpeed's JSON as a file of the server, and for what in it names files to write."""
+    config = deepspeed.get("config", deepspeed) if isinstance(deepspeed, dict) else deepspeed
+    field = "spec.training.deepspeed"
+    if isinstance(config, str):
+        raise unsupported(field, f"{field}: no file of the server is read for a request; send the JSON.")
+    for name in sorted(_names_in(config) & {*WRITING, "nvme_path"}):
+        raise unsupported(f"{field}.{name}", f"{field}.{name}: it may write where it likes; ask who runs the server.")
+
+
+def _names_in(value: Any) -> set[str]:
+    """All keys of a JSON value, at any depth."""
+    if isinstance(value, list):
+        return set().union(*map(_names_in, value))
+    return set(value).union(*map(_names_in, value.values())) if isinstance(value, dict) else set()
 
 
 def _section(name: str, values: Any) -> Json:
@@ -185,22 +207,22 @@ def _set(**values: Any) -> Json:
     return {name: value for name, value in values.items() if value not in (None, "auto")}
 
 
-Check = Callable[[str, str], None]
-"""`check(field, place)` raises SpecError for a place that may not be read."""
+Check = Callable[[str, str, Use], None]
+"""`check(field, place, use)` raises SpecError for a place that may not be used so."""
 
 
 def check_places(spec: JobSpec, check: Check) -> None:
     """Every place a spec can name, whoever wrote it. Raises SpecError."""
-    places: dict[str, str | None] = {
-        "model.base": spec.model.base,
-        "model.reference": spec.model.reference,
-        "scoring.embedding": None if spec.scoring.embedding == "reference" else spec.scoring.embedding,
-        "scoring.classifier": spec.scoring.classifier,
-        "objective.shift.start": spec.objective.shift.start,
-        "training.checkpoint.storage": spec.training.checkpoint.storage,
-    }
-    for number, entry in enumerate(spec.data.feedback):
-        places[f"data.feedback.{number}"] = entry
-    for field, place in places.items():
+    embedding = None if spec.scoring.embedding == "reference" else spec.scoring.embedding
+    places: list[tuple[str, str | None, Use]] = [
+        ("model.base", spec.model.base, "model"),
+        ("model.reference", spec.model.reference, "model"),
+        ("scoring.embedding", embedding, "model"),
+        ("scoring.classifier", spec.scoring.classifier, "file"),
+        ("objective.shift.start", spec.objective.shift.start, "file"),
+        ("training.checkpoint.storage", spec.training.checkpoint.storage, "write"),
+    ]
+    places += [(f"data.feedback.{number}", entry, "log") for number, entry in enumerate(spec.data.feedback)]
+    for field, place, use in places:
         if place is not None:
-            check(field, place)
+            check(field, place, use)

@@ -13,7 +13,7 @@ from bco_ray.control.checkpoints import checkpoints_of
 from bco_ray.control.files import FileStore, is_file_id
 from bco_ray.control.job import IllegalMoveError, Job, News, Order, WaitingRoom, body_hash, new_id
 from bco_ray.control.jobs import JobStore
-from bco_ray.control.places import Places
+from bco_ray.control.places import Places, Use
 from bco_ray.control.requests import Check, JobRequest, RetryRequest, check_places, spec_again, spec_of
 from bco_ray.control.states import ENDED
 from bco_ray.errors import SpecError
@@ -65,10 +65,8 @@ class JobService:
         if made := self.jobs.made_before(asker.project, asker.idempotency_key, digest):
             return made, False
         before = self.jobs.get(job_id, asker.project)
-        if before.holds_cluster or before.status not in {*ENDED, "paused"}:
-            raise IllegalMoveError(
-                f"{job_id} is {before.status}: cancel or pause it, and wait until it is off the cluster."
-            )
+        if before.holds_cluster or before.status not in ENDED:
+            raise IllegalMoveError(f"{job_id} is {before.status}: cancel it, and wait until it is off the cluster.")
         training_file = before.request["training_file"]
         path = self._log(asker.project, training_file)  # raises if it was deleted since
         step = self._step(job_id, request.step)
@@ -123,9 +121,9 @@ class JobService:
     def _allowed(self, upload: str | None) -> Check:
         """`upload`: the caller's own, which is allowed wherever it lies."""
 
-        def check(field: str, place: str) -> None:
-            if place != upload:
-                self.places.check(field, place)
+        def check(field: str, place: str, use: Use) -> None:
+            if use != "log" or place != upload:
+                self.places.check(field, place, use)
 
         return check
 

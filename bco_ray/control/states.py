@@ -10,7 +10,7 @@ MOVES: dict[Status, frozenset[Status]] = {
     "validating_files": frozenset({"queued", "failed", "cancelled"}),
     "queued": frozenset({"running", "paused", "succeeded", "failed", "cancelled"}),
     "running": frozenset({"queued", "paused", "succeeded", "failed", "cancelled"}),
-    "paused": frozenset({"queued", "cancelled"}),
+    "paused": frozenset({"queued", "failed", "cancelled"}),
     "succeeded": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),

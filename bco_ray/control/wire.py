@@ -6,6 +6,7 @@ from typing import Any
 
 from bco_ray.control.budget import Spent
 from bco_ray.control.checkpoints import Checkpoint
+from bco_ray.control.files import is_file_id
 from bco_ray.control.job import Job, JobEvent
 from bco_ray.control.states import ENDED
 
@@ -28,8 +29,8 @@ def job(one: Job) -> Json:
         "validation_file": None,
         "result_files": [],
         "seed": resolved["training"]["seed"],
-        "hyperparameters": _hyperparameters(resolved, request),
-        "method": _method(resolved, request),
+        "hyperparameters": _hyperparameters(one, resolved),
+        "method": _method(one, resolved),
         "metadata": one.metadata,
         "integrations": [],
         "trained_tokens": outcome.get("trained_tokens"),
@@ -42,7 +43,7 @@ def job(one: Job) -> Json:
         "started_at": None if one.started_at is None else int(one.started_at),
         "attempt": one.attempt,
         "priority": one.priority,
-        "spec": resolved,
+        "spec": _shown(resolved, request["training_file"]),
         "evaluation": outcome.get("evaluation"),
         "budget": request.get("budget"),
         "spent": {name: round(amount, 4) for name, amount in Spent.of(one.details).amounts.items()},
@@ -50,31 +51,28 @@ def job(one: Job) -> Json:
     }
 
 
-def _hyperparameters(spec: Json, request: Json) -> Json:
-    """`learning_rate` is what is used, its multiplier among it."""
-    training, asked = spec["training"], _asked(request)
+def _hyperparameters(one: Job, spec: Json) -> Json:
+    """`learning_rate` is what is used, its multiplier among it once the spec is resolved."""
+    training = spec["training"]
     return {
         "n_epochs": training["num_train_epochs"],
         "batch_size": training["rows_per_step"],
         "learning_rate": training["learning_rate"],
-        "learning_rate_multiplier": _number(asked.get("learning_rate_multiplier"), 1),
+        "learning_rate_multiplier": one.spec["training"].get("learning_rate_multiplier", 1),
         "beta": spec["objective"]["beta"],
     }
 
 
-def _method(spec: Json, request: Json) -> Json:
-    kind = (request.get("method") or {}).get("type") or spec["objective"]["loss"]
-    return {"type": kind, kind: {"hyperparameters": _hyperparameters(spec, request)}}
+def _method(one: Job, spec: Json) -> Json:
+    kind = (one.request.get("method") or {}).get("type") or spec["objective"]["loss"]
+    return {"type": kind, kind: {"hyperparameters": _hyperparameters(one, spec)}}
 
 
-def _asked(request: Json) -> Json:
-    method = request.get("method") or {}
-    own = (method.get(method.get("type", "")) or {}).get("hyperparameters") or {}
-    return {**(request.get("hyperparameters") or {}), **own}
-
-
-def _number(asked: Any, default: float) -> float:
-    return default if asked in (None, "auto") else float(asked)
+def _shown(spec: Json, training_file: str) -> Json:
+    """Without the server's own directories: an upload is its id, and where results go is the server's business."""
+    uploaded = {"data": {**spec["data"], "feedback": [training_file]}} if is_file_id(training_file) else {}
+    output = {name: value for name, value in spec["output"].items() if name != "storage"}
+    return {**spec, **uploaded, "output": output}
 
 
 def _estimated_finish(one: Job) -> int | None:

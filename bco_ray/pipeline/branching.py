@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from bco_ray.config import load_spec
 from bco_ray.config.training import CIRCUMSTANCES
 from bco_ray.errors import SpecError
 from bco_ray.pipeline.resolve import ResolvedJob, resolve
+from bco_ray.storage import files
 from bco_ray.storage.checkpoints import CheckpointStore, DamagedError
 from bco_ray.storage.stores import open_store
 from bco_ray.training.metrics import MetricsLog
@@ -70,6 +72,6 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _copy_metrics(source: Path, target: Path, step: int) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / "metrics.jsonl", target / "metrics.jsonl")
-    MetricsLog(target / "metrics.jsonl").truncate(step)
+    """At once: who watches this run must not see steps that it has not done."""
+    rows = [row for row in MetricsLog(source / "metrics.jsonl").read() if row["step"] < step]
+    files.write_bytes(target / "metrics.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))

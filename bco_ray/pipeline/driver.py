@@ -20,6 +20,7 @@ prepare_environment()  # before anything imports ray
 
 from bco_ray.config import load_spec  # noqa: E402
 from bco_ray.config.load import parse_spec  # noqa: E402
+from bco_ray.config.training import first_step  # noqa: E402
 from bco_ray.errors import BcoError, ClusterError, InterruptedRunError  # noqa: E402
 from bco_ray.pipeline.cluster import cluster_for  # noqa: E402
 from bco_ray.pipeline.resolve import ResolvedJob, resolve  # noqa: E402
@@ -70,14 +71,15 @@ def _own_errors_told(directory: JobDirectory, attempt: int) -> Iterator[None]:
 def _run(directory: JobDirectory) -> None:
     before = directory.resolved  # of an earlier attempt: aliases and the log may mean something else by now
     job = resolve(parse_spec(before["spec"], where=str(directory.path)) if before else load_spec(directory.spec))
-    directory.write("resolved", {"spec": job.spec.model_dump(mode="json"), "run": str(job.run_directory)})
+    places = {"run": str(job.run_directory), "checkpoints": job.checkpoint_place}
+    directory.write("resolved", {"spec": job.spec.model_dump(mode="json"), **places})
     with cluster_for(job):
         outcome = run_job(job, Phases(told=_Written(directory)))
     directory.write("outcome", _facts(job, outcome))
 
 
 def _facts(job: ResolvedJob, outcome: RunOutcome) -> dict[str, Any]:
-    first = int((job.spec.training.start or ":0").rpartition(":")[2])
+    first = first_step(job.spec.training.start)
     rows = MetricsLog(job.run_directory / "metrics.jsonl").read()
     steps = {row["step"]: row["tokens"] for row in rows if row["step"] >= first}
     return {

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bco_ray.errors import SpecError
+from bco_ray.errors import SpecError, StorageError
 from bco_ray.storage.database import DATABASE
 from bco_ray.storage.export import FeedbackManifest, export, load_manifest, verify_segments
 from bco_ray.storage.feedback_log import FeedbackLog
@@ -52,8 +52,8 @@ def own_log(storage: Path, entry: str, model: str) -> OwnLog:
     if match is None:
         raise SpecError(f"data.feedback: {entry}: write feedback, feedback: or feedback:<manifest number>.")
     since = match["since"] or (last_round(storage, model) if entry == "feedback:" else None)
-    until = load_manifest(directory, int(match["until"])) if match["until"] else _newest(storage, directory)
-    found = OwnLog(directory, until, load_manifest(directory, int(since)) if since else None)
+    until = _manifest(directory, entry, match["until"]) if match["until"] else _newest(storage, directory)
+    found = OwnLog(directory, until, _manifest(directory, entry, since) if since else None)
     if not found.segments:
         since_when = f" since manifest {since}, on which {model} was trained" if since else ""
         raise SpecError(
@@ -75,6 +75,13 @@ def manifest_of(entry: str) -> int | None:
     """The manifest up to which a pinned entry goes; None for one that is not of the server's log."""
     match = _ENTRY.fullmatch(entry)
     return int(match["until"]) if match and match["until"] else None
+
+
+def _manifest(directory: Path, entry: str, number: str | int) -> FeedbackManifest:
+    try:
+        return load_manifest(directory, int(number))
+    except StorageError as error:
+        raise SpecError(f"data.feedback: {entry}: {error}") from None
 
 
 def _newest(storage: Path, directory: Path) -> FeedbackManifest:

@@ -48,7 +48,9 @@ def pace_here(storage: Path, *, on_gpu: bool, weights: int, adapter: bool) -> Pa
         if speed := tokens_per_worker_second(rows, events):
             flops = TRAINING * one.weights * speed
             device = "a GPU" if on_gpu else "CPUs"
-            return Pace(flops, f"{one.run.name}: {flops:.3g} FLOP/s per worker on {device}, {one.weights:,} weights")
+            return Pace(
+                flops, f"an earlier run here: {flops:.3g} FLOP/s per worker on {device}, {one.weights:,} weights"
+            )
     return None
 
 

@@ -5,6 +5,7 @@ annotation at run time, so this module must not postpone its annotations.)
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -32,17 +33,19 @@ from bco_ray.control.service import JobService
 from bco_ray.control.states import Status
 from bco_ray.control.upkeep import Upkeep
 from bco_ray.control.webhooks import Event, WebhookStore
-from bco_ray.errors import StorageError
+from bco_ray.errors import ClusterError, StorageError
 from bco_ray.service.args import ServiceArgs
 from bco_ray.serving.app import Gateway, application
 from bco_ray.serving.http.api import Extension
 from bco_ray.storage.database import open_database
+from bco_ray.storage.registry import Registry
 from bco_ray.telemetry import logger
 from bco_ray.web.access import Caller, require
 
 _LOOK_SECONDS = 1.0
 _UPKEEP_SECONDS = 3600.0
 _ARCHIVE_SECONDS = 60.0
+_STUCK_SECONDS = 300.0
 _EVENTS: dict[Status, Event] = {
     "succeeded": "fine_tuning.job.succeeded",
     "failed": "fine_tuning.job.failed",
@@ -76,7 +79,8 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore) -> Extension
     read, submit, upload = (require(action) for action in ("read", "submit", "upload"))
     files = FileStore(engine, args.storage / "files")
     named = args.allowed_places
-    places = Places([str(args.storage / "models"), *(named or ())], lambda: named is None and not keys.any())
+    registry = Registry(args.storage)
+    places = Places(named or (), lambda name: bool(registry.versions(name)), lambda: named is None and not keys.any())
     webhooks, log = WebhookStore(engine), AuditLog(engine)
     service = JobService(job_store(engine, webhooks), files, args.storage, places)
     routers = [
@@ -86,7 +90,7 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore) -> Extension
         webhook_routes.router(webhooks, caller=submit, allow_private=args.private_webhooks),
         audit_routes.router(log, caller=require("audit")),
     ]
-    larger = {"/v1/files": files_routes.MAX_UPLOAD_BYTES}
+    larger = {"/v1/files": files_routes.MAX_UPLOAD_BYTES, "/v1/fine_tuning/jobs": job_routes.MAX_BODY_BYTES}
     return Extension(routers, job_routes.as_api_error, larger, partial(write_down, log))
 
 
@@ -120,8 +124,9 @@ class Jobs:
         reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room)
         upkeep = Upkeep(FileStore(engine, args.storage / "files"), webhooks)
         turn = Lease(engine, "jobs", ray.get_runtime_context().gcs_address)
+        self._looked = time.monotonic()
         tasks = [
-            every(_LOOK_SECONDS, partial(_in_turn, turn, reconciler), "the jobs cannot be looked after"),
+            every(_LOOK_SECONDS, partial(self._look, turn, reconciler), "the jobs cannot be looked after"),
             Deliverer(webhooks, Sender(allow_private=args.private_webhooks)).run(),
             every(_UPKEEP_SECONDS, upkeep.run_once, "the upkeep failed"),
         ]
@@ -131,16 +136,20 @@ class Jobs:
         self._tasks = [asyncio.create_task(task) for task in tasks]
 
     async def check_health(self) -> None:
-        """Serve's hook: one that looks no more is replaced."""
+        """Serve's hook: one that looks no more is replaced, also where a look does not come to its end."""
         for task in self._tasks:
             if task.done():
                 task.result()
+        if time.monotonic() - self._looked > _STUCK_SECONDS:
+            raise ClusterError(f"no look at the jobs has ended for {_STUCK_SECONDS:.0f} s; Ray may not answer.")
 
-
-def _in_turn(turn: Lease, reconciler: Reconciler) -> None:
-    """Another cluster on the same database may be looking after the jobs: it knows them, and this one does not."""
-    if turn.held():
-        reconciler.run_once()
+    def _look(self, turn: Lease, reconciler: Reconciler) -> None:
+        """Another cluster on the same database may be looking after the jobs: it knows them, and this one does not."""
+        try:
+            if turn.held():
+                reconciler.run_once()
+        finally:
+            self._looked = time.monotonic()
 
 
 async def every(seconds: float, work: Callable[[], None], failed: str) -> None:

@@ -42,7 +42,7 @@ class JobDirectory:
 
     @property
     def resolved(self) -> Json | None:
-        """`spec` and `run`."""
+        """`spec`, and where `run` and `checkpoints` lie."""
         return self._facts("resolved")
 
     @property

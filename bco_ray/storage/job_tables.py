@@ -6,6 +6,8 @@ import sqlalchemy as sa
 
 from bco_ray.storage.tables import metadata
 
+_HELD = sa.text("holds_cluster")
+
 api_keys = sa.Table(
     "api_keys",
     metadata,
@@ -84,6 +86,7 @@ jobs = sa.Table(
     sa.UniqueConstraint("project", "idempotency_key"),
     sa.Index("jobs_by_project", "project", "seq"),
     sa.Index("jobs_by_status", "status"),
+    sa.Index("jobs_on_cluster", "holds_cluster", sqlite_where=_HELD, postgresql_where=_HELD),
     sqlite_autoincrement=True,
 )
 """One row per accepted training job; only `control/jobs` writes here.

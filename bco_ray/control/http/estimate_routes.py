@@ -37,10 +37,15 @@ def router(
 ) -> APIRouter:
     """`submit` is a dependency that returns a Caller or raises. `seconds` an estimate may take, its turn included."""
     routes, turns = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"]), asyncio.Semaphore(AT_ONCE)
+    busy: set[str] = set()
 
     @routes.post("/estimate", **about("estimateFineTuningJob", "What a job would take", FineTuningEstimate, 404))
     async def estimate(body: JobRequest, who: Caller = Depends(submit)) -> Response:
         spec = await asyncio.to_thread(service.spec_for, body, who.project)
+        if who.key_id in busy:
+            message = "An estimate for this key is being made; wait for it."
+            raise ApiError(429, message, code="estimate_running", headers={"retry-after": "10"})
+        busy.add(who.key_id)
         try:
             async with asyncio.timeout(seconds), turns:
                 found = await _reckoned(command, spec.model_dump_json().encode())
@@ -50,6 +55,8 @@ def router(
                 "`bco run SPEC --dry-run`, which has no such limit."
             )
             raise ApiError(503, message, code="estimate_timeout", headers={"retry-after": "30"}) from None
+        finally:
+            busy.discard(who.key_id)
         return JSONResponse({"object": "fine_tuning.job.estimate", **found})
 
     return routes

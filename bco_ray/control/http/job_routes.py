@@ -17,7 +17,7 @@ from bco_ray.control.requests import JobRequest, RetryRequest
 from bco_ray.control.service import Asker, JobService
 from bco_ray.control.states import ENDED
 from bco_ray.errors import SpecError
-from bco_ray.storage.feedback_rows import NotFoundError
+from bco_ray.storage.feedback_rows import NotFoundError, is_storable
 from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.web import errors
 from bco_ray.web.access import Caller
@@ -27,6 +27,8 @@ from bco_ray.web.pages import page
 from bco_ray.web.replies import page_of
 
 FOLLOW_SECONDS = 1.0
+MAX_BODY_BYTES = 1 << 20
+"""Of `POST /v1/fine_tuning/jobs`: for Edge (`larger`)."""
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 Offset = Annotated[int, Query(ge=0, lt=1 << 40)]
@@ -149,7 +151,10 @@ def _made(job: Job, new: bool) -> Response:
 def _metadata(request: Request) -> dict[str, str]:
     """`metadata[team]=a`, as OpenAI's client sends it."""
     found = {n: v for n, v in request.query_params.items() if n.startswith("metadata[") and n.endswith("]")}
-    return {name[len("metadata[") : -1]: value for name, value in found.items()}
+    wanted = {name[len("metadata[") : -1]: value for name, value in found.items()}
+    if not all(map(is_storable, (*wanted, *wanted.values()))):
+        raise ApiError(422, "metadata: holds what no text can.", code="invalid_field", param="metadata")
+    return wanted
 
 
 def _known_after(read: Callable[..., Any], *args: Any, **where: Any) -> Any:

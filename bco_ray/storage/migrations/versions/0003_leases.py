@@ -1,4 +1,4 @@
-"""Whose turn it is to look after the jobs."""
+"""Whose turn it is to look after the jobs, and an index of those on the cluster."""
 
 from __future__ import annotations
 
@@ -17,3 +17,5 @@ def upgrade() -> None:
         sa.Column("holder", sa.Text, nullable=False),
         sa.Column("until", sa.Double, nullable=False),
     )
+    held = sa.text("holds_cluster")
+    op.create_index("jobs_on_cluster", "jobs", ["holds_cluster"], sqlite_where=held, postgresql_where=held)
