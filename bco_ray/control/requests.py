@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -168,6 +169,8 @@ def spec_of(request: JobRequest, job_id: str, storage: str, *, log: str, registe
 
 def _refuse_closed(spec: Mapping[Any, Any]) -> None:
     """Raises ApiError for what is not a request's to say."""
+    if not _is_json(spec):
+        raise unsupported("spec", "spec: NaN and Infinity are no numbers.")
     for name, why in CLOSED.items():
         if name in spec:
             raise unsupported(f"spec.{name}", f"spec.{name}: {why}.")
@@ -178,6 +181,15 @@ def _refuse_closed(spec: Mapping[Any, Any]) -> None:
                 "spec.training.start", "spec.training.start: retry the job whose checkpoint it is instead."
             )
         _refuse_files(training.get("deepspeed"))
+
+
+def _is_json(value: Any) -> bool:
+    """NaN and Infinity are none, though Python reads them."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _refuse_files(deepspeed: Any) -> None:

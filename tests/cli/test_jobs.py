@@ -750,7 +750,7 @@ def test_standin_an_estimate_is_a_table_with_dashes(bco: Shell) -> None:
 def test_retried_it_is_a_new_job_with_a_budget_of_its_own(bco: Shell, site: Site) -> None:
     job_id = bco.create()
     bco("retry", job_id, code=1)
-    assert "cancel or pause it" in bco.err
+    assert "cancel it, and wait" in bco.err
     bco("cancel", job_id, "--wait")
     words = ("--budget-tokens", "7", "--budget-gpu-hours", "1.5", "--metadata", "a=b", "--idempotency-key", "k")
     again = bco.json("retry", job_id, *words)

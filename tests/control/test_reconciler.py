@@ -418,3 +418,33 @@ def test_a_model_that_is_made_is_kept_whatever_it_cost(site: Site) -> None:
     account(site, job, "train", [{"step": 0, "tokens": 12}])
     site.directory(job).write("outcome", {"model": "bot/1"})
     assert site.look(job).status == "succeeded"
+
+
+def test_who_waits_for_gpus_does_not_pay_for_them(site: Site) -> None:
+    job = site.running()
+    run = account(site, job, "train", [], resources_per_worker={"GPU": 1.0}, num_workers=[1, 8])
+    (run / "status.json").write_text(json.dumps({"workers": None, "waiting_for": "1 workers are to start"}))
+    site.look(job)
+    spent = charge(site, job, 3600).details["spent"]
+    assert (spent["seconds"], spent["gpu_seconds"]) == (pytest.approx(3600, abs=2), 0)
+
+
+def test_a_paused_job_has_a_deadline_too(site: Site) -> None:
+    job = site.look(site.job(request={"model": "m", "budget": {"deadline": time.time() + 3600}}), 2)
+    site.store.move(job.id, "paused", News("pause"))
+    assert site.look(job).status == "paused"
+    site.store.note(site.store.get(job.id), request={"model": "m", "budget": {"deadline": 1.0}})
+    assert site.look(job).status == "failed"
+
+
+def test_what_nobody_foresaw_is_in_nobody_elses_way(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = site.job(), site.job()
+    settle = site.reconciler._settle
+
+    def torn(job: Job) -> None:
+        if job.id == first.id:
+            raise KeyError("x")
+        settle(job)
+
+    monkeypatch.setattr(site.reconciler, "_settle", torn)
+    assert site.look(second).status == "queued"

@@ -237,7 +237,7 @@ def test_a_job_that_ended_is_done_again_from_a_checkpoint(site: Site) -> None:
     client = site.client(site.key("submit"))
     file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
     job = create(client, training_file=file.id, suffix="bot", extra_body={"budget": {"hours": 1}})
-    with pytest.raises(openai.ConflictError, match="cancel or pause it"):
+    with pytest.raises(openai.ConflictError, match="cancel it, and wait"):
         retry(client, job.id)
     client.fine_tuning.jobs.cancel(job.id)
     again = retry(client, job.id, budget={"hours": 2})
@@ -349,6 +349,41 @@ def test_a_retried_create_is_the_same_job(site: Site) -> None:
             "beta",
         ),
         ({"extra_body": {"spec": {"training": {"start": "another-run:3"}}}}, openai.BadRequestError, "retry the job"),
+        (
+            {"extra_body": {"spec": {"training": {"deepspeed": {"config": "/etc/x.json"}}}}},
+            openai.BadRequestError,
+            "no file of the server",
+        ),
+        (
+            {"extra_body": {"spec": {"training": {"deepspeed": {"flops_profiler": {"output_file": "/x"}}}}}},
+            openai.BadRequestError,
+            "deepspeed.flops_profiler: it may write",
+        ),
+        (
+            {
+                "extra_body": {
+                    "spec": {
+                        "training": {
+                            "deepspeed": {
+                                "zero_optimization": {
+                                    "stage": 3,
+                                    "offload_param": {"device": "nvme", "nvme_path": "/x"},
+                                }
+                            }
+                        }
+                    }
+                }
+            },
+            openai.BadRequestError,
+            "deepspeed.nvme_path: it may write",
+        ),
+        (
+            {"extra_body": {"spec": {"training": {"checkpoint": {"storage": "feedback"}}}}},
+            openai.BadRequestError,
+            "training.checkpoint.storage: feedback: not among the places",
+        ),
+        ({"model": "gpt2"}, openai.BadRequestError, "model.base: gpt2: not among the places"),
+        ({"training_file": "feedback:x"}, openai.BadRequestError, "not among the places"),
         ({"extra_body": {"budget": {"hours": 0}}}, openai.UnprocessableEntityError, "budget.hours"),
     ],
 )
@@ -357,6 +392,35 @@ def test_what_cannot_be_is_said_at_once(site: Site, changes: Any, error: type[Ex
     with pytest.raises(error, match=re.escape(says)):
         create(client, **changes)
     assert list(client.fine_tuning.jobs.list()) == []
+
+
+@pytest.mark.parametrize("number", ["Infinity", "NaN", "1e999"])
+def test_a_number_that_is_none_makes_no_job(site: Site, number: str) -> None:
+    key = site.key("submit")
+    headers = {"content-type": "application/json"}
+    for training in (f'{{"weight_decay": {number}}}', f'{{"deepspeed": {{"bf16": {{"x": {number}}}}}}}'):
+        body = f'{{"model": "/models/base", "training_file": "feedback", "spec": {{"training": {training}}}}}'
+        assert site.http(key).post("/v1/fine_tuning/jobs", content=body, headers=headers).status_code == 400
+    assert site.http(key).get("/v1/fine_tuning/jobs").json()["data"] == []
+
+
+def test_a_retry_reads_no_file_of_the_server(site: Site, tmp_path: Path) -> None:
+    client = site.client(site.key("submit"))
+    job = create(client)
+    client.fine_tuning.jobs.cancel(job.id)
+    (tmp_path / "secret.json").write_text('{"client_secret": "TOP"}')
+    for deepspeed in (str(tmp_path / "secret.json"), {"config": str(tmp_path / "secret.json")}):
+        with pytest.raises(openai.BadRequestError, match="no file of the server") as raised:
+            retry(client, job.id, spec={"training": {"deepspeed": deepspeed}})
+        assert "TOP" not in str(raised.value)
+
+
+def test_a_job_shows_no_place_of_the_server(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
+    job = create(client, training_file=file.id)
+    assert job.spec["data"]["feedback"] == [file.id]
+    assert str(site.storage) not in job.model_dump_json()
 
 
 def test_a_log_is_followed_to_the_end_of_the_job(site: Site) -> None:
