@@ -74,6 +74,14 @@ class Record(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
+_CHAT_COLUMNS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
+
+
+def is_unlabelled_chat(row: Any) -> bool:
+    """Whether a raw row is a conversation as OpenAI's supervised method takes them, without what might be a vote."""
+    return isinstance(row, dict) and isinstance(row.get("messages"), list) and row.keys() <= _CHAT_COLUMNS
+
+
 def _named(name: str, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
     return pa.schema(fields, metadata={"bco_ray": name})
 

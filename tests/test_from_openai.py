@@ -83,7 +83,7 @@ class Engine:
 
 @dataclass
 class Cluster:
-    """Where a job with the loss `bco` leaves what a training leaves, and others run until they are stopped."""
+    """Where a job with the loss `bco` or `sft` leaves what a training leaves; others run until they are stopped."""
 
     storage: Path
     model: Path
@@ -105,7 +105,7 @@ class Cluster:
 
     def _train(self, directory: JobDirectory, submission: str) -> None:
         spec = load_spec(directory.spec)
-        if spec.objective.loss != "bco":
+        if spec.objective.loss not in {"bco", "sft"}:
             return
         run = self.storage / "runs" / spec.name
         run.mkdir(parents=True)
@@ -216,7 +216,7 @@ def test_the_python_of_the_page_does_what_it_says(site: Site, capsys: pytest.Cap
     assert names["on_webhook"](body.encode(), headers) == ("fine_tuning.job.cancelled", names["other"].id)
     with pytest.raises(openai.InvalidWebhookSignatureError):
         names["on_webhook"](body.encode() + b" ", headers)
-    assert detected(Path("labelled.jsonl").read_text()) == "ms-swift"
+    assert names["client"].fine_tuning.jobs.retrieve(names["voted"].id).status == "succeeded"
 
 
 @pytest.mark.parametrize("diff", [text for kind, text in blocks() if kind == "diff"])
@@ -225,13 +225,14 @@ def test_what_stood_there_before_is_python_too(diff: str) -> None:
     assert ast.unparse(before) != ast.unparse(after)
 
 
-def detected(text: str) -> str:
-    return detect([json.loads(line) for line in text.splitlines()], where="f").name
+def detected(text: str, *, demonstrations: bool) -> str:
+    rows = [json.loads(line) for line in text.splitlines()]
+    return detect(rows, where="f", demonstrations=demonstrations).name
 
 
 def test_its_data_are_of_the_formats_it_names() -> None:
-    assert {name: detected(text) for name, text in FILES.items() if name != "conversations.jsonl"} == {
-        "votes.jsonl": "canonical", "pairs.jsonl": "openai-preference",
+    assert {name: detected(text, demonstrations="conversations" in name) for name, text in FILES.items()} == {
+        "conversations.jsonl": "openai-chat", "votes.jsonl": "canonical", "pairs.jsonl": "openai-preference",
     }  # fmt: skip
 
 

@@ -12,8 +12,9 @@ import openai
 import pyarrow.parquet as pq
 import pytest
 
-from bco_ray.config import JobSpec, load_spec, parse_spec
+from bco_ray.config import DataSpec, JobSpec, load_spec, parse_spec
 from bco_ray.errors import DataError
+from bco_ray.pipeline.data import check_log, report_log
 from bco_ray.pipeline.resolve import ResolvedJob, resolve
 from bco_ray.pipeline.run import RunOutcome, run_job, score_job
 from bco_ray.pipeline.served import serve_args
@@ -61,7 +62,7 @@ def spec(storage: Path, **changes: Any) -> JobSpec:
         "output": {"storage": str(storage)},
     }  # fmt: skip
     for section, fields in changes.items():
-        values[section] = {**values[section], **fields} if isinstance(fields, dict) else fields
+        values[section] = {**values.get(section, {}), **fields} if isinstance(fields, dict) else fields
     return parse_spec(values, where="test")
 
 
@@ -141,8 +142,59 @@ def test_a_log_of_one_class_says_so(storage: Path) -> None:
     only_up.write_text(
         "".join(json.dumps({"prompt": f"q{n}", "completion": "a", "label": 1}) + "\n" for n in range(30))
     )
-    with pytest.raises(DataError, match=r"All 30 votes are thumbs-up, and training needs both"):
+    with pytest.raises(DataError, match=r"All 30 votes are thumbs-up, and training needs both.*objective.loss: sft"):
         score_job(resolve(spec(storage, data={"feedback": str(only_up)})), Phases(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def demonstrated(storage: Path) -> tuple[ResolvedJob, RunOutcome]:
+    """sft on conversations alone: 60 of them, ten with two answers, and one that nothing can be learned from."""
+    rows = []
+    for n in range(60):
+        turns = [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": f"Yes, sure. {n}"}]
+        more = [{"role": "user", "content": "Really?"}, {"role": "assistant", "content": "Yes."}]
+        rows.append({"messages": turns + (more if n < 10 else [])})
+    rows.append({"messages": rows[0]["messages"][:1]})
+    log = storage / "conversations.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = resolve(spec(storage, name="taught", data={"feedback": str(log)}, objective={"loss": "sft"}))
+    return job, run_job(job, Phases(quiet=True))
+
+
+def test_conversations_without_a_label_are_enough_for_sft(demonstrated: tuple[ResolvedJob, RunOutcome]) -> None:
+    job, outcome = demonstrated
+    assert (outcome.scored.read, outcome.scored.kept, outcome.scored.drops) == (71, 70, {"no_answer": 1})
+    assert (outcome.scored.count("train_rejected"), outcome.scored.count("validation_rejected")) == (0, 0)
+    assert outcome.scored.matching["applied"] is False
+    assert outcome.scored.matching["reason"] == "no thumbs-down to match with"
+    settled = [row for path in job.log.directory.glob("part-*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert {(row["label"], row["label_raw"]) for row in settled} == {(True, "demonstration")}
+    metrics = MetricsLog(job.run_directory / "metrics.jsonl").read()
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    found = outcome.evaluation
+    assert found["rows"] == outcome.scored.count("validation_chosen") > 0
+    assert (found["eval_auc"], found["eval_rewards/rejected"], found["eval_logps/rejected"]) == (None, None, None)
+    assert found["eval_logps/chosen"] < 0 < found["eval_sft_loss"]
+    assert (job.run_directory / "curves.png").is_file()
+    card = (outcome.version.directory / "README.md").read_text()
+    assert "with SFT from" in card
+    assert "not applied (no thumbs-down to match with)" in card
+    assert "| eval_auc | - |" in card
+    assert outcome.version.lineage["classes"]["train_rejected"] == 0
+
+
+def test_what_is_said_of_them(storage: Path, demonstrated: tuple[ResolvedJob, RunOutcome]) -> None:
+    job, _ = demonstrated
+    report, paths = report_log(job, Phases(quiet=True))
+    assert report.check.verdict.usable
+    assert report.class_weights == {}
+    assert "no thumbs-down to match with" in paths["html"].read_text()
+    log = DataSpec(feedback=[str(storage / "conversations.jsonl")])
+    with pytest.raises(DataError, match="its conversations have no label"):
+        check_log(log, storage, Phases(quiet=True))
+    assert check_log(log, storage, Phases(quiet=True), ups_suffice=True).verdict.usable
+    named = log.model_copy(update={"format": "openai-chat"})
+    assert not check_log(named, storage, Phases(quiet=True)).verdict.usable
 
 
 def test_a_wrong_label_map_says_so(storage: Path) -> None:

@@ -24,6 +24,7 @@ def check(
     format_: FormatName = "auto",
     set_: Overrides = NONE,
     storage: Annotated[Path | None, typer.Option("--storage", help="Keep the records and refused rows here.")] = None,
+    sft: Annotated[bool, typer.Option("--sft", help="For objective.loss: sft: thumbs-up alone will do.")] = False,
     page: Annotated[Path | None, typer.Option("--report", help="Write report.html, .json and .png here.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -33,7 +34,7 @@ def check(
     from bco_ray.pipeline.report import DataReport, write_report
 
     with tempfile.TemporaryDirectory(prefix="bco-check-") as scratch:
-        result = check_log(_data(logs, format_, set_), storage or Path(scratch), Phases())
+        result = check_log(_data(logs, format_, set_), storage or Path(scratch), Phases(), ups_suffice=sft)
     if as_json:
         finish(result.as_json(), as_json)
     else:

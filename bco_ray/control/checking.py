@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from backports import zstd
 
+from bco_ray.schema import is_unlabelled_chat
 from bco_ray.storage.log_names import KNOWN, extension_of
 
 LOOKED_AT_ROWS = 100
@@ -58,6 +59,16 @@ def check_upload(path: Path, filename: str) -> str | None:
     except _TORN as error:
         return f"{filename}: cannot be read as {extension} ({_first_line(error)}). Was it cut off, or named wrongly?"
     return None if found else f"{filename}: there are no rows in it."
+
+
+def holds_unlabelled_chats(path: Path) -> bool:
+    """Whether the first rows of an upload that was checked are conversations without a label, all of them."""
+    extension = extension_of(path.name)
+    kind = extension.split(".")[1]
+    if kind in _TABLES:
+        return False
+    first = [row for _, row in islice(_READERS[kind](*_head(path, extension)), LOOKED_AT_ROWS)]
+    return bool(first) and all(is_unlabelled_chat(row) for row in first)
 
 
 def _first_line(error: Exception) -> str:

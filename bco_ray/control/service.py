@@ -9,6 +9,7 @@ from typing import Any
 
 from bco_ray.config.spec import JobSpec
 from bco_ray.control.audit import Deed
+from bco_ray.control.checking import holds_unlabelled_chats
 from bco_ray.control.checkpoints import checkpoints_of
 from bco_ray.control.files import FileStore, is_file_id
 from bco_ray.control.job import IllegalMoveError, Job, News, Order, WaitingRoom, body_hash, new_id
@@ -52,9 +53,12 @@ class JobService:
         """What the request means, under a new job's id as its name. Raises SpecError, NotFoundError (of a file)."""
         where = {"log": request.training_file, "register_as": _registered_name(request)}
         spec = spec_of(request, new_id("ftjob"), str(self.storage), **where)
-        check_places(spec, self._allowed(request.training_file if is_file_id(request.training_file) else None))
-        data = spec.data.model_copy(update={"feedback": [self._log(project, request.training_file)]})
-        return spec.model_copy(update={"data": data})
+        upload = request.training_file if is_file_id(request.training_file) else None
+        check_places(spec, self._allowed(upload))
+        path = self._log(project, request.training_file)
+        if upload:
+            _require_votes(spec, Path(path), upload)
+        return spec.model_copy(update={"data": spec.data.model_copy(update={"feedback": [path]})})
 
     def retry(self, job_id: str, request: RetryRequest, asker: Asker) -> tuple[Job, bool]:
         """A new job that goes on from a checkpoint of this one, which must not be at work any more; and whether it is
@@ -126,6 +130,19 @@ class JobService:
                 self.places.check(field, place, use)
 
         return check
+
+
+def _require_votes(spec: JobSpec, path: Path, file_id: str) -> None:
+    """Raises SpecError for examples alone, as OpenAI's supervised method takes them, under any other method.
+
+    Of data that are no upload the job itself says so.
+    """
+    if spec.objective.loss != "sft" and spec.data.format == "auto" and holds_unlabelled_chats(path):
+        raise SpecError(
+            f"training_file: the conversations in {file_id} have no label; {spec.objective.loss} learns from votes. "
+            'Send method {"type": "supervised"} to train on all of them as they are, or give each row a label (true or '
+            "false, for its last message)."
+        )
 
 
 def _registered_name(request: JobRequest) -> str:

@@ -1,4 +1,4 @@
-"""Held-out votes: does the trained model's implicit reward rank thumbs-up above thumbs-down?"""
+"""Held-out votes: does the trained model's implicit reward rank thumbs-up above thumbs-down? How likely are they?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from bco_ray.objective.density import auc
 from bco_ray.storage.ragged import Ragged
 from bco_ray.storage.scored import ScoredManifest
 
-_REWARDS = pa.schema([("reward", pa.float32()), ("label", pa.bool_())])
+_JUDGED = pa.schema([("reward", pa.float32()), ("label", pa.bool_()), ("logp", pa.float32()), ("tokens", pa.int64())])
+"""`tokens`: how many `logp` is the sum over."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class HeldOut:
 
 
 class RewardScorer:
-    """A Ray Data actor: r = beta * (log pi - log ref) for each validation row of scored shards."""
+    """A Ray Data actor: log pi and r = beta * (log pi - log ref) for each validation row of scored shards."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class RewardScorer:
         self.max_tokens = max_tokens
 
     def __call__(self, shards: pa.Table) -> pa.Table:
-        """`file` names shards; two numbers per validation row come out, train rows are passed over."""
+        """`file` names shards; a few numbers per validation row come out, train rows are passed over."""
         return pa.concat_tables([self._judge(pq.read_table(path)) for path in shards["file"].to_pylist()])
 
     @torch.inference_mode()
@@ -66,7 +67,9 @@ class RewardScorer:
             pack = lay_out([ids[i] for i in numbers], [masks[i] for i in numbers])
             logps[numbers] = self.policy(pack.to(self.device)).cpu().numpy()
         rewards = self.beta * (logps - rows["reference_logp"].to_numpy())
-        return pa.table([pa.array(rewards, pa.float32()), rows["label"].combine_chunks()], schema=_REWARDS)
+        tokens = [int(masks[i][1:].sum()) for i in range(rows.num_rows)]
+        columns = [pa.array(rewards, pa.float32()), rows["label"].combine_chunks(), pa.array(logps), pa.array(tokens)]
+        return pa.table(columns, schema=_JUDGED)
 
 
 def evaluate_held_out(
@@ -107,7 +110,9 @@ def evaluate_held_out(
     )
     tables = [t for t in judged.iter_batches(batch_format="pyarrow", batch_size=None) if t.num_rows]
     rows = pa.concat_tables(tables)
-    return HeldOut(rows.num_rows, reward_metrics(rows["reward"].to_numpy(), rows["label"].to_numpy(), delta=delta))
+    reward_N, label_N, logp_N, tokens_N = (rows[name].to_numpy() for name in _JUDGED.names)
+    metrics = reward_metrics(reward_N, label_N, delta=delta) | likelihood_metrics(logp_N, label_N, tokens_N)
+    return HeldOut(rows.num_rows, metrics)
 
 
 def reward_metrics(rewards_N: np.ndarray, labels_N: np.ndarray, *, delta: float) -> dict[str, float | None]:
@@ -124,3 +129,14 @@ def reward_metrics(rewards_N: np.ndarray, labels_N: np.ndarray, *, delta: float)
         "eval_rewards/margins": up.mean() - down.mean() if both else None,
     }
     return {name: None if value is None else float(value) for name, value in metrics.items()}
+
+
+def likelihood_metrics(logps_N: np.ndarray, labels_N: np.ndarray, tokens_N: np.ndarray) -> dict[str, float | None]:
+    """Mean log-probability of each class's answers, and the SFT loss: mean -log p of a token of a thumbs-up answer."""
+    labels_N = labels_N.astype(bool)
+    up, down, tokens = logps_N[labels_N], logps_N[~labels_N], tokens_N[labels_N].sum()
+    return {
+        "eval_logps/chosen": float(up.mean()) if len(up) else None,
+        "eval_logps/rejected": float(down.mean()) if len(down) else None,
+        "eval_sft_loss": float(-up.sum(dtype=np.float64) / tokens) if tokens else None,
+    }

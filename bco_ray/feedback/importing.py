@@ -27,6 +27,9 @@ from bco_ray.schema import PARSED
 from bco_ray.storage.quarantine import Quarantine
 from bco_ray.storage.salt import hash_user
 
+DEMONSTRATED = {"label": True, "label_raw": "demonstration"}
+"""In the place of a vote, where a row is an example to learn from."""
+
 
 @dataclass(frozen=True)
 class ImportStage:
@@ -83,10 +86,12 @@ class ImportStage:
     def _parsed(self, entry: Entry, format_: Format, row: dict[str, Any], number: int) -> dict[str, Any]:
         self._refuse_other_scores(entry)
         fields = self._with_pseudonym(entry.fields)
-        if entry.kind != "response":
+        if entry.kind == "demonstration":
+            fields |= DEMONSTRATED
+        elif entry.kind != "response":
             fields |= resolve_label(fields, self.labels_of(format_))
         default_id = identity.default_id(row["file"], row["position"], number)
-        if entry.kind == "vote":
+        if entry.kind in ("vote", "demonstration"):
             return vote_row(to_row(fields, default_id=default_id), self.bits)
         return self._half(entry, fields, default_id)
 

@@ -34,6 +34,11 @@ class Loss:
     gain: float = 0.5
     sft_weight: float = 0.0
 
+    @property
+    def ups_suffice(self) -> bool:
+        """Whether thumbs-up votes alone can be trained on."""
+        return self.units == "chosen"
+
 
 LOSSES: dict[str, Loss] = {
     "bco": Loss(shifted=True),

@@ -17,10 +17,11 @@ def check_result(
     log: ResolvedLog,
     records: RecordsManifest,
     *,
+    ups_suffice: bool = False,
     more_drops: dict[str, int] | None = None,
     quarantine: Path | None = None,
 ) -> CheckResult:
-    """What reading found; `more_drops` are the drops of a scoring run, its own and the reading's."""
+    """What reading found. `ups_suffice`: of the loss it is for; `more_drops`: of a scoring run, the reading's too."""
     drops = more_drops if more_drops is not None else records.drops
     books = [directory for root in (log.directory / "quarantine", quarantine) if root for directory in _books(root)]
     examples: dict[str, list[dict[str, Any]]] = {}
@@ -35,12 +36,13 @@ def check_result(
         answers=records.answers,
         examples=examples_of(examples),
         statistics=LogSums.from_state(records.statistics).summary(),
+        ups_suffice=ups_suffice,
     )
 
 
-def require_usable(log: ResolvedLog, records: RecordsManifest) -> None:
+def require_usable(log: ResolvedLog, records: RecordsManifest, *, ups_suffice: bool) -> None:
     """Raises DataError, with every problem and the way out, if training on these votes would make no sense."""
-    verdict = check_result(log, records).verdict
+    verdict = check_result(log, records, ups_suffice=ups_suffice).verdict
     if not verdict.usable:
         raise DataError(" ".join(verdict.problems) + f" Refused rows: {log.directory / 'quarantine'}.")
 

@@ -14,6 +14,7 @@ from bco_ray.feedback.identity import bucket_of
 from bco_ray.feedback.records import copy_records
 from bco_ray.feedback.sketches import Histogram
 from bco_ray.feedback.statistics import NONE, QUANTILES
+from bco_ray.objective import LOSSES
 from bco_ray.objective.density import class_weights
 from bco_ray.pipeline.checking import check_result
 from bco_ray.pipeline.cluster import cluster
@@ -32,11 +33,11 @@ OBJECT_STORE_BYTES = 500_000_000
 """For reading alone on one machine: rows pass through in blocks, shuffles go through the disk."""
 
 
-def check_log(data: DataSpec, storage: Path, phases: Phases) -> CheckResult:
-    """Read and settle a log below `storage`, and judge it."""
-    log = resolve_log(data, files.local_directory(str(storage)))
+def check_log(data: DataSpec, storage: Path, phases: Phases, *, ups_suffice: bool = False) -> CheckResult:
+    """Read and settle a log below `storage`, and judge it. `ups_suffice`: for a loss that takes thumbs-up alone."""
+    log = resolve_log(data, files.local_directory(str(storage)), demonstrations=ups_suffice)
     with cluster(workers=CHECK_WORKERS, object_store_bytes=OBJECT_STORE_BYTES):
-        return check_result(log, read_log(log, phases))
+        return check_result(log, read_log(log, phases), ups_suffice=ups_suffice)
 
 
 def import_log(data: DataSpec, storage: Path, out: str, phases: Phases) -> dict[str, Any]:
@@ -57,7 +58,10 @@ def report_log(job: ResolvedJob, phases: Phases) -> tuple[DataReport, dict[str, 
     with phases.phase("report"):
         records = load_records(job.log.directory)
         lengths, weights = _shard_histograms([job.scored_directory / shard.file for shard in scored.shards])
-        check = check_result(job.log, records, more_drops=scored.drops, quarantine=job.scored_directory / "quarantine")
+        check = check_result(
+            job.log, records, ups_suffice=LOSSES[job.spec.objective.loss].ups_suffice, more_drops=scored.drops,
+            quarantine=job.scored_directory / "quarantine",
+        )  # fmt: skip
         report = DataReport(
             check=check,
             matching=scored.matching,
@@ -114,5 +118,9 @@ def _from_other_models(check: CheckResult, current: str) -> float | None:
 
 
 def _class_weights(scored: ScoredManifest) -> dict[str, Any]:
-    weights = class_weights(scored.count("train_chosen"), scored.count("train_rejected"))
+    """Nothing where a class is absent."""
+    chosen, rejected = scored.count("train_chosen"), scored.count("train_rejected")
+    if not (chosen and rejected):
+        return {}
+    weights = class_weights(chosen, rejected)
     return {"chosen": weights.chosen, "rejected": weights.rejected, "capped": weights.capped}

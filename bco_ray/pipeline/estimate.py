@@ -193,7 +193,7 @@ def _time(
 
 def _warnings(counts: Counts) -> Iterator[str]:
     """What would make the job fail, or hardly worth its time."""
-    sample, plan, rate = counts.sample, counts.plan, counts.label_rate
+    sample, plan = counts.sample, counts.plan
     share = counts.usable / sample.votes if sample.votes else 0.0
     if share < USABLE_SHARE:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in list(sample.drops.items())[:3]) or "none read"
@@ -204,12 +204,22 @@ def _warnings(counts: Counts) -> Iterator[str]:
         yield f"{sample.unjoined:,} votes were passed over: their answers are further on in the log."
     if not sample.whole and (again := sum(sample.drops.get(name, 0) for name in ("superseded", "duplicate"))):
         yield f"{again:,} votes of the sample were given again later: the log has more such votes than a sample shows."
-    if rate in (0.0, 1.0) and counts.units != "chosen":
-        yield f"all usable votes are thumbs-{'up' if rate else 'down'}: training needs both. Check data.label_map."
-    elif rate is not None and not LABEL_RATES[0] <= rate <= LABEL_RATES[1]:
-        yield f"{rate:.1%} of the usable votes are thumbs-up: the other class will hardly be learned from."
+    yield from _class_warnings(counts.label_rate, counts.units)
     if plan.rows < plan.rows_per_step:
         yield f"an epoch has {plan.rows:,} {counts.units}, and one step takes {plan.rows_per_step:,}."
+
+
+def _class_warnings(rate: float | None, units: Units) -> Iterator[str]:
+    if units == "chosen":
+        if rate == 0.0:
+            yield "all usable votes are thumbs-down: sft trains on thumbs-up alone. Check data.label_map."
+    elif rate in (0.0, 1.0):
+        kind, alone = (
+            ("up", ", or train with objective.loss: sft (of a job: method supervised)") if rate else ("down", "")
+        )
+        yield f"all usable votes are thumbs-{kind}: training needs both. Check data.label_map{alone}."
+    elif rate is not None and not LABEL_RATES[0] <= rate <= LABEL_RATES[1]:
+        yield f"{rate:.1%} of the usable votes are thumbs-up: the other class will hardly be learned from."
 
 
 def _notes(job: ResolvedJob) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from bco_ray.config import DataSpec
@@ -85,15 +85,18 @@ class ResolvedLog:
         )
 
 
-def resolve_log(data: DataSpec, storage: Path, model: str = "") -> ResolvedLog:
+def resolve_log(data: DataSpec, storage: Path, model: str = "", *, demonstrations: bool = False) -> ResolvedLog:
     """Pin what the entries mean now; `model`: the registered name whose last round `feedback:` goes on from.
 
-    Raises SpecError or DataError naming the entry.
+    `demonstrations`: conversations without a label are examples to learn from, not a mistake. Raises SpecError or
+    DataError naming the entry.
     """
     own = [own_log(storage, entry, model) for entry in data.feedback if is_own(entry)]
     segments = [path for log in own for path in log.segments]
     others = [s for s in expand([e for e in data.feedback if not is_own(e)]) if s.path not in segments]
-    sources = [replace(s, format="canonical") for s in expand(segments)] + with_formats(others, data.format)
+    sources = [replace(s, format="canonical") for s in expand(segments)] + with_formats(
+        others, data.format, demonstrations
+    )
     pinned = [log.entry for log in own] + [source.path for source in others]
     data = data.model_copy(update={"feedback": list(dict.fromkeys(pinned))})
     return ResolvedLog(data, storage, tuple(sources), erased_names(storage), user_salt(storage))
@@ -117,7 +120,9 @@ def require_nobody_erased_since(log: ResolvedLog) -> None:
         raise StorageError(f"{log.directory}: votes were erased while the log was read. Run it again.")
 
 
-def with_formats(sources: Sequence[SourceFile], wanted: str | FieldMap) -> list[SourceFile]:
+def with_formats(
+    sources: Sequence[SourceFile], wanted: str | FieldMap, demonstrations: bool = False
+) -> list[SourceFile]:
     """Each file with its importer's name: the one asked for, or what its first rows look like."""
     if isinstance(wanted, FieldMap):
         mapped(wanted.map)  # a wrong map is better refused now
@@ -125,9 +130,10 @@ def with_formats(sources: Sequence[SourceFile], wanted: str | FieldMap) -> list[
     if wanted != "auto":
         return [replace(source, format=by_name(wanted).name) for source in sources]
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(_detected, sources))
+        return list(pool.map(partial(_detected, demonstrations), sources))
 
 
-def _detected(source: SourceFile) -> SourceFile:
+def _detected(demonstrations: bool, source: SourceFile) -> SourceFile:
     rows = first_rows(source)
-    return replace(source, format=detect(rows, where=source.path).name if rows else "canonical")
+    found = detect(rows, where=source.path, demonstrations=demonstrations).name if rows else "canonical"
+    return replace(source, format=found)

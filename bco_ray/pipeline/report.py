@@ -27,6 +27,7 @@ class CheckResult:
     """`read = kept + sum(drops)`. `answers`: the other side of a join. `statistics`: LogSums.summary().
 
     `files`: {path, format, bytes}. `examples`: by reason {file, position, line, detail, raw}, see `examples_of`.
+    `ups_suffice`: whether it is for a loss that takes thumbs-up alone.
     """
 
     files: Sequence[Mapping[str, Any]]
@@ -36,10 +37,11 @@ class CheckResult:
     statistics: Mapping[str, Any]
     answers: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    ups_suffice: bool = False
 
     @cached_property
     def verdict(self) -> Verdict:
-        return judge(self.read, self.kept, self.drops, self.examples, self.statistics)
+        return judge(self.read, self.kept, self.drops, self.examples, self.statistics, ups_suffice=self.ups_suffice)
 
     @property
     def headline(self) -> str:

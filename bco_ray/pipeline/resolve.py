@@ -175,9 +175,9 @@ def outline(spec: JobSpec) -> ResolvedJob:
     directory, reference = resolve_model(spec.model.base, storage, revision=spec.model.revision)
     reference_directory, reference_name = _resolve_reference(spec, storage, directory)
     load_tokenizer(directory)  # a model that cannot be used is better refused now
-    log = resolve_log(spec.data, storage, spec.registry_name)
+    loss = LOSSES[spec.objective.loss]
+    log = resolve_log(spec.data, storage, spec.registry_name, demonstrations=loss.ups_suffice)
     bf16 = _wants_bf16(spec)
-    gain = LOSSES[spec.objective.loss].gain
     spec = spec.model_copy(
         update={
             "model": spec.model.model_copy(update={"base": reference, "revision": None, "reference": reference_name}),
@@ -186,8 +186,8 @@ def outline(spec: JobSpec) -> ResolvedJob:
             "objective": spec.objective.model_copy(
                 update={
                     "shift": _resolve_shift(spec.objective.shift),
-                    "desirable_weight": _number(spec.objective.desirable_weight, gain),
-                    "undesirable_weight": _number(spec.objective.undesirable_weight, gain),
+                    "desirable_weight": _number(spec.objective.desirable_weight, loss.gain),
+                    "undesirable_weight": _number(spec.objective.undesirable_weight, loss.gain),
                 }
             ),
             "training": spec.training.model_copy(

@@ -23,7 +23,7 @@ from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.pipeline.watching import watching
 from bco_ray.scoring.parts import Caches
 from bco_ray.scoring.reference import BY_REFERENCE, ReferenceModel
-from bco_ray.scoring.score import ScoringJob, score
+from bco_ray.scoring.score import ScoringJob, require_classes, score
 from bco_ray.scoring.weighing import Weighing
 from bco_ray.storage import files
 from bco_ray.storage.checkpoints import CheckpointStore
@@ -60,12 +60,14 @@ def run_job(job: ResolvedJob, phases: Phases) -> RunOutcome:
 
 def score_job(job: ResolvedJob, phases: Phases) -> ScoredManifest:
     """The scored shards of the job's data, made if they are not there. Raises DataError for a log of no use."""
-    records = read_log(job.log, phases)
-    require_usable(job.log, records)
+    records, ups_suffice = read_log(job.log, phases), LOSSES[job.spec.objective.loss].ups_suffice
+    require_usable(job.log, records, ups_suffice=ups_suffice)
     with phases.phase("score") as advance:
         if files.is_committed(job.scored_directory):
             advance(1, 1, "was done already")
-            return load_scored(job.scored_directory)
+            scored = load_scored(job.scored_directory)
+            require_classes(scored.shards, scored.drops, ups_suffice=ups_suffice)  # it may be of another loss
+            return scored
         scored = score(job.log.directory, scoring_job(job), advance)
     require_nobody_erased_since(job.log)
     return scored
@@ -92,6 +94,7 @@ def scoring_job(job: ResolvedJob) -> ScoringJob:
         weighing=weighing,
         num_workers=scoring.workers,
         num_gpus=job.gpus_per_worker,
+        ups_suffice=LOSSES[job.spec.objective.loss].ups_suffice,
     )
 
 

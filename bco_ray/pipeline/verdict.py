@@ -45,17 +45,28 @@ class Verdict:
 
 
 def judge(
-    read: int, kept: int, drops: Mapping[str, int], examples: Mapping[str, Sequence[Any]], statistics: Mapping[str, Any]
+    read: int,
+    kept: int,
+    drops: Mapping[str, int],
+    examples: Mapping[str, Sequence[Any]],
+    statistics: Mapping[str, Any],
+    *,
+    ups_suffice: bool = False,
 ) -> Verdict:
-    """`statistics`: LogSums.summary(); `examples`: dropped rows by reason, with their `detail`."""
-    problems = [*_unusable(read, kept, drops, statistics), *_unknown_labels(read, drops, examples)]
+    """`statistics`: LogSums.summary(); `examples`: dropped rows by reason, with their `detail`.
+
+    `ups_suffice`: it is for a loss that trains on thumbs-up alone, so nothing is asked of the others.
+    """
+    problems = [*_unusable(read, kept, drops), *_unknown_labels(read, drops, examples)]
     if not kept:
         return Verdict(tuple(problems), ())
-    hints = [*_classes(statistics), *_people(statistics), *_prompts(statistics), *_telltales(statistics)]
+    problems[:0] = _no_ups(kept, statistics) if ups_suffice else _one_class(kept, statistics)
+    compared = [] if ups_suffice else _telltales(statistics)
+    hints = [*_classes(statistics, ups_suffice), *_people(statistics), *_prompts(statistics), *compared]
     return Verdict(tuple(problems), (*hints, *_dropped(read, drops)))
 
 
-def _unusable(read: int, kept: int, drops: Mapping[str, int], found: Mapping[str, Any]) -> Iterator[str]:
+def _unusable(read: int, kept: int, drops: Mapping[str, int]) -> Iterator[str]:
     if not read:
         yield "There is no vote in these files. Check the paths, and data.format if the files are not empty."
     elif not kept:
@@ -64,11 +75,24 @@ def _unusable(read: int, kept: int, drops: Mapping[str, int], found: Mapping[str
             f"None of the {read:,} votes can be used; the most frequent reason is {reason} ({drops[reason]:,}). "
             f"{_way_out(reason)}"
         )
-    elif not (found["ups"] and found["downs"]):
-        side, other = ("up", "down") if found["ups"] else ("down", "up")
+
+
+def _one_class(kept: int, found: Mapping[str, Any]) -> Iterator[str]:
+    if found["ups"] and found["downs"]:
+        return
+    side, other = ("up", "down") if found["ups"] else ("down", "up")
+    alone = " On thumbs-up alone trains objective.loss: sft (of a job: method supervised)." if found["ups"] else ""
+    yield (
+        f"All {kept:,} votes are thumbs-{side}, and training needs both kinds. If your product spells "
+        f"thumbs-{other} differently, add it to data.label_map; if it logs them elsewhere, give those files too.{alone}"
+    )
+
+
+def _no_ups(kept: int, found: Mapping[str, Any]) -> Iterator[str]:
+    if not found["ups"]:
         yield (
-            f"All {kept:,} votes are thumbs-{side}, and training needs both kinds. If your product spells "
-            f"thumbs-{other} differently, add it to data.label_map; if it logs them elsewhere, give those files too."
+            f"All {kept:,} votes are thumbs-down, and objective.loss: sft trains on thumbs-up alone. Check "
+            "data.label_map, or train with another loss on votes of both kinds."
         )
 
 
@@ -83,16 +107,16 @@ def _unknown_labels(read: int, drops: Mapping[str, int], examples: Mapping[str, 
         )
 
 
-def _classes(found: Mapping[str, Any]) -> Iterator[str]:
-    if not (found["ups"] and found["downs"]):
+def _classes(found: Mapping[str, Any], ups_suffice: bool) -> Iterator[str]:
+    if not (found["ups"] and (found["downs"] or ups_suffice)):
         return
     for name, count in (("up", found["ups"]), ("down", found["downs"])):
-        if count < FEW_OF_A_CLASS:
+        if count < FEW_OF_A_CLASS and not (ups_suffice and name == "down"):
             yield (
                 f"Only {count:,} thumbs-{name}: what is learned from so few is mostly noise. "
                 f"Collect at least {FEW_OF_A_CLASS}; several hundred are better."
             )
-    if not EXTREME_RATE <= found["up_rate"] <= 1 - EXTREME_RATE:
+    if not (ups_suffice or EXTREME_RATE <= found["up_rate"] <= 1 - EXTREME_RATE):
         yield (
             f"{found['up_rate']:.1%} of the votes are thumbs-up. The rarer kind is weighted up, but only to a limit: "
             "make it easier to leave, or give files of a longer time."

@@ -215,6 +215,8 @@ def _lack(survey: Survey) -> str:
 
 
 def _too_few(survey: Survey) -> str:
+    if min(survey.distinct) == 0 < max(survey.distinct):
+        return f"no thumbs-{'up' if survey.distinct[0] else 'down'} to match with"
     return f"only {min(survey.distinct)} distinct prompts in one class"
 
 

@@ -34,6 +34,7 @@ class ScoringJob:
 
     `tokenizer`: the model directory whose tokenizer and template make tokens of the records.
     `num_workers`: fewest and most actors of the reference pass. There are none while nothing is to be computed.
+    `ups_suffice`: the training it is for needs no thumbs-down; no result depends on it.
     """
 
     directory: Path
@@ -46,6 +47,7 @@ class ScoringJob:
     weighing: Weighing
     num_workers: tuple[int, int]
     num_gpus: float
+    ups_suffice: bool = False
 
     @property
     def workplace(self) -> Workplace:
@@ -74,7 +76,9 @@ def _score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest
     drops = _balance_books(job, log, marks)
     shards = [mark.facts for mark in marks if mark.facts.rows]
     kept = sum(shard.rows for shard in shards)
-    _refuse_unusable(records, log, shards, drops)
+    if not shards:
+        raise DataError(f"no row of {log.read} can be used: {_reasons(drops)}. See {records / 'quarantine'}.")
+    require_classes(shards, drops, ups_suffice=job.ups_suffice)
     progress(log.kept, log.kept, "matching the prompts of thumbs-up and thumbs-down")
     report = _weigh(shards, job)
     _clear(job)
@@ -151,16 +155,21 @@ def _balance_books(job: ScoringJob, log: RecordsManifest, marks: Sequence[PartDo
     return dict(sorted(drops.items()))
 
 
-def _refuse_unusable(records: Path, log: RecordsManifest, shards: Sequence[ShardFacts], drops: dict[str, int]) -> None:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "none dropped"
-    if not shards:
-        raise DataError(f"no row of {log.read} can be used: {reasons}. See {records / 'quarantine'}.")
+def require_classes(shards: Sequence[ShardFacts], drops: dict[str, int], *, ups_suffice: bool) -> None:
+    """Raises DataError if the train rows of these shards lack a class that the training needs."""
     chosen, rejected = sum(s.train_chosen for s in shards), sum(s.train_rejected for s in shards)
-    if min(chosen, rejected) == 0:
-        raise DataError(
-            f"the log has {chosen} thumbs-up and {rejected} thumbs-down rows to train on ({reasons}); BCO "
-            "needs both. Check data.label_map, or collect votes of the other kind."
-        )
+    if chosen and (rejected or ups_suffice):
+        return
+    needs = "sft trains on thumbs-up alone" if ups_suffice else "this loss needs both"
+    alone = " On thumbs-up alone trains objective.loss: sft (of a job: method supervised)." if chosen else ""
+    raise DataError(
+        f"the log has {chosen} thumbs-up and {rejected} thumbs-down rows to train on ({_reasons(drops)}); {needs}. "
+        f"Check data.label_map, or collect votes of the other kind.{alone}"
+    )
+
+
+def _reasons(drops: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "none dropped"
 
 
 def _weigh(shards: Sequence[ShardFacts], job: ScoringJob) -> dict[str, Any]:

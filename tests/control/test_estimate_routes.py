@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import time
@@ -106,6 +107,26 @@ def test_what_no_job_may_is_not_reckoned_either(
     with client(command=python("sys.exit('it ran')")) as http:
         replies = [http.post(path, json=body, headers={"x-project": project}) for path in (URL, URL.rsplit("/", 1)[0])]
     assert [(reply.status_code, reply.json()["error"]["code"]) for reply in replies] == [(status, code)] * 2
+
+
+@pytest.mark.parametrize("name", ["chats.jsonl", "chats.json.gz"])
+def test_conversations_without_a_label_are_refused_but_for_the_supervised_method(
+    client: Made, files: FileStore, base: str, name: str
+) -> None:
+    turns = [{"role": "user", "content": "Yes or no?"}, {"role": "assistant", "content": "Yes."}]
+    content = b"".join(json.dumps({"messages": turns}).encode() + b"\n" for _ in range(3))
+    content = gzip.compress(content) if name.endswith(".gz") else content
+    body = {"model": base, "training_file": files.add("acme", name, "fine-tune", [content]).id, "spec": SMALL}
+    with client(command=python("print(json.dumps({'format': spec['data']['format']}))")) as http:
+        for method in ({}, {"method": {"type": "bco"}}, {"method": {"type": "dpo"}}):
+            for path in (URL, URL.rsplit("/", 1)[0]):
+                reply = http.post(path, json={**body, **method})
+                assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_spec")
+                assert 'Send method {"type": "supervised"}' in reply.json()["error"]["message"]
+        named = {**body, "spec": {**SMALL, "data": {"format": "openai-chat"}}}
+        for accepted in ({**body, "method": {"type": "supervised"}}, named):
+            assert http.post(URL, json=accepted).status_code == 200
+        assert http.post(URL.rsplit("/", 1)[0], json={**body, "method": {"type": "supervised"}}).status_code == 200
 
 
 def test_one_that_takes_too_long_is_ended(client: Made, tmp_path: Path) -> None:

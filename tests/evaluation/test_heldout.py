@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bco_ray.evaluation.curves import draw_curves
-from bco_ray.evaluation.heldout import RewardScorer, reward_metrics
+from bco_ray.evaluation.heldout import RewardScorer, likelihood_metrics, reward_metrics
 from bco_ray.schema import SCORED
 from bco_ray.testing.scored import write_scored
 from bco_ray.testing.tiny import write_tiny_model
@@ -30,7 +30,10 @@ def test_the_reference_itself_earns_nothing_and_train_rows_are_passed_over(tmp_p
     judged = scorer(pa.table({"file": [str(shard)]}))
     assert judged.num_rows == 5
     assert np.abs(judged["reward"].to_numpy()).max() < 1e-5
-    assert judged["label"].to_pylist() == pc.take(rows["label"], pa.array([0, 4, 8, 12, 16])).to_pylist()
+    kept = [0, 4, 8, 12, 16]
+    assert np.abs(judged["logp"].to_numpy() - rows["reference_logp"].to_numpy()[kept]).max() < 1e-4
+    assert judged["tokens"].to_pylist() == [sum(rows["completion_mask"][n].as_py()[1:]) for n in kept]
+    assert judged["label"].to_pylist() == pc.take(rows["label"], pa.array(kept)).to_pylist()
 
 
 def test_metrics_of_known_rewards() -> None:
@@ -49,6 +52,17 @@ def test_an_absent_class_is_null_not_nan() -> None:
     assert metrics["eval_auc"] is None
     assert metrics["eval_rewards/rejected"] is None
     assert metrics["eval_rewards/accuracies"] == 1.0
+
+
+def test_likelihood_is_defined_for_one_class_and_for_none() -> None:
+    logps_N, tokens_N = np.array([-2.0, -4.0, -9.0]), np.array([1, 2, 3])
+    assert likelihood_metrics(logps_N, np.array([1, 1, 0]), tokens_N) == {
+        "eval_logps/chosen": -3.0, "eval_logps/rejected": -9.0, "eval_sft_loss": 2.0,
+    }  # fmt: skip
+    ups = likelihood_metrics(logps_N, np.array([True] * 3), tokens_N)
+    assert (ups["eval_logps/rejected"], ups["eval_sft_loss"]) == (None, 2.5)
+    downs = likelihood_metrics(logps_N, np.array([False] * 3), tokens_N)
+    assert (downs["eval_logps/chosen"], downs["eval_sft_loss"]) == (None, None)
 
 
 @pytest.mark.parametrize("value", [0.5, None])

@@ -228,6 +228,23 @@ def test_it_warns(estimated: Of, tmp_path: Path, rows: Any, training: dict[str, 
     assert [warning for warning in found.warnings if words in warning], found.warnings
 
 
+def conversation(n: int) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": f"question {n}?"}, {"role": "assistant", "content": "yes yes"}]}
+
+
+def test_demonstrations_are_all_that_sft_needs(estimated: Of, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", [conversation(n) for n in range(64)])
+    sft = {"objective": {"loss": "sft"}, "training": {"max_tokens_per_micro_batch": 256}}
+    found = estimated(log, **sft)
+    assert (found.usable_rows, found.label_rate, found.warnings) == (64, 1.0, [])
+    with pytest.raises(DataError, match="its conversations have no label"):
+        estimated(log)
+    downs = write_log(tmp_path / "downs.jsonl", [vote(2 * n + 1) for n in range(64)])
+    found = estimated(downs, **sft)
+    assert found.steps == 0
+    assert any("sft trains on thumbs-up alone" in warning for warning in found.warnings)
+
+
 def test_a_good_log_is_not_warned_of(estimated: Of, log: Path) -> None:
     assert estimated(log, training={"max_tokens_per_micro_batch": 256}).warnings == []
 

@@ -66,6 +66,18 @@ def test_one_class_only_is_unusable(label, side, other):
     assert f"thumbs-{other} differently, add it to data.label_map" in only(verdict)
 
 
+def test_thumbs_up_alone_are_enough_where_the_loss_says_so():
+    ups, downs = ([vote(n, label) for n in range(200)] for label in (True, False))
+    verdict = replace(checked(ups), ups_suffice=True).verdict
+    assert (verdict.problems, verdict.hints) == ((), ())
+    assert "On thumbs-up alone trains objective.loss: sft (of a job: method supervised)." in only(checked(ups).verdict)
+    text = only(replace(checked(downs), ups_suffice=True).verdict)
+    assert "All 200 votes are thumbs-down, and objective.loss: sft trains on thumbs-up alone" in text
+    assert "sft" not in only(checked(downs).verdict)
+    few = replace(checked([vote(n, n < 60) for n in range(70)]), ups_suffice=True).verdict
+    assert "Only 60 thumbs-up" in only(few, "hints")
+
+
 def test_many_unknown_labels_are_unusable_and_few_are_not():
     examples = {"unknown_label": [{"detail": "label 'meh' is not in data.label_map"}]}
     text = only(checked(mixed(), examples=examples, unknown_label=100).verdict)

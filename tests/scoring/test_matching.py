@@ -40,10 +40,11 @@ def write_prompts(
     shards: int = 3,
     width: int = WIDTH,
     votes: int = 1,
+    up_rate: float = 0.4,
 ) -> list[Path]:
     """Prompts are unit Gaussians; those of thumbs-up are moved by `shift` along the first axis. One in 20 validates."""
     random = np.random.default_rng(seed)
-    up_N = random.random(prompts) < 0.4
+    up_N = random.random(prompts) < up_rate
     embedding_ND = (random.normal(size=(prompts, width)) + shift * up_N[:, None] * np.eye(width)[0]).astype(np.float32)
     count_N = random.integers(1, votes + 1, prompts)
     other_N = random.integers(0, votes, prompts)  # a few votes of the other kind, if there are many
@@ -164,6 +165,14 @@ def test_noise_that_could_be_memorised_says_nothing_out_of_fold(tmp_path: Path) 
     hashes = np.array([-7, -7, 3, 2**62], dtype=np.int64)
     assert fold_of(hashes)[0] == fold_of(hashes)[1]
     assert ((fold_of(hashes) >= 0) & (fold_of(hashes) < FOLDS)).all()
+
+
+@pytest.mark.parametrize(("up_rate", "absent"), [(1.0, "down"), (0.0, "up")])
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_one_class_has_nothing_to_match_with(tmp_path: Path, up_rate: float, absent: str, mode: Any) -> None:
+    matching, report = fit(write_prompts(tmp_path, shift=2.0, prompts=200, up_rate=up_rate), mode=mode)
+    assert matching is None
+    assert (report.applied, report.reason) == (False, f"no thumbs-{absent} to match with")
 
 
 def test_too_few_prompts_say_so(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from bco_ray.errors import DataError, SpecError
 from bco_ray.schema import SCORED, Record
 from bco_ray.scoring.parts import Caches
 from bco_ray.scoring.reference import ReferenceModel
-from bco_ray.scoring.score import ScoringJob, score
+from bco_ray.scoring.score import ScoringJob, require_classes, score
 from bco_ray.scoring.spread import SHARDS_PER_TASK, on_ray
 from bco_ray.scoring.weighing import Weighing, load_classifier
 from bco_ray.storage import files
@@ -150,6 +150,20 @@ def test_logs_that_cannot_teach_are_refused(model: Path, tmp_path: Path, record:
     write_records(tmp_path / "none", [], drops={"neutral": 4})
     with pytest.raises(DataError, match="no row of 4 can be used: 4 neutral"):
         run(tmp_path / "none", job_for(model, tmp_path, "none"))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_thumbs_up_alone_are_scored_for_a_loss_that_needs_no_more(model: Path, tmp_path: Path, record: Make) -> None:
+    write_records(tmp_path / "ups", [record(f"q{n}") for n in range(3)], bits=0)
+    manifest = run(tmp_path / "ups", job_for(model, tmp_path, "ups", validation=0.0, ups_suffice=True))
+    assert (manifest.count("train_chosen"), manifest.count("train_rejected")) == (3, 0)
+    assert manifest.matching["reason"] == "no thumbs-down to match with"
+    require_classes(manifest.shards, manifest.drops, ups_suffice=True)
+    with pytest.raises(DataError, match="this loss needs both.*objective.loss: sft .of a job: method supervised"):
+        require_classes(manifest.shards, manifest.drops, ups_suffice=False)
+    downs = [shard.model_copy(update={"train_chosen": 0, "train_rejected": 3}) for shard in manifest.shards]
+    with pytest.raises(DataError, match="0 thumbs-up and 3 thumbs-down .* sft trains on thumbs-up alone"):
+        require_classes(downs, manifest.drops, ups_suffice=True)
 
 
 @pytest.mark.usefixtures("ray_cluster")

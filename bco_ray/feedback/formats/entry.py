@@ -11,7 +11,7 @@ from bco_ray.errors import Refused
 Row = dict[str, Any]
 """One row of an export, as JSON decoded it."""
 
-Kind = Literal["vote", "response", "rating"]
+Kind = Literal["vote", "response", "rating", "demonstration"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Entry:
 
     `label` is present in a vote or a rating: any JSON scalar (looked up in the label map), or None for neutral or
     withdrawn. `prompt` and `completion` are text or lists of messages. A `response` is an answer without its vote, a
-    `rating` a vote without its answer; both carry `response_id`, on which they are joined.
+    `rating` a vote without its answer; both carry `response_id`, on which they are joined. A `demonstration` is an
+    answer to learn from that nobody voted on: it has no label and counts as a thumbs-up.
     """
 
     fields: dict[str, Any]
@@ -45,3 +46,5 @@ class Format:
     """Spellings of this product beyond the common ones (true/false, 1/0, up/down, thumbs_up/thumbs_down)."""
     joins: bool = False
     """Whether it yields responses and ratings, which need the join."""
+    labelled: bool = True
+    """False: its rows are no votes. It is never detected where votes are wanted, only if somebody names it."""

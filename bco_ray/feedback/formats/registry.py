@@ -19,6 +19,7 @@ from bco_ray.feedback.formats import (
     mlflow,
     ms_swift,
     open_webui,
+    openai_chat,
     openai_preference,
     responses_votes,
     tensorzero,
@@ -32,11 +33,13 @@ __all__ = ["FORMATS", "by_name", "detect", "mapped"]
 
 _PRODUCTS = (
     open_webui, librechat, mlflow, langsmith, tensorzero, langfuse, helicone, argilla, dify, anythingllm,
-    llama_factory, openai_preference, trl_paired, canonical, ms_swift, responses_votes,
+    llama_factory, openai_preference, trl_paired, canonical, ms_swift, responses_votes, openai_chat,
 )  # fmt: skip
 
 FORMATS: dict[str, Format] = {product.FORMAT.name: product.FORMAT for product in _PRODUCTS}
 """From the most to the least specific."""
+
+_VOTES = tuple(format_ for format_ in FORMATS.values() if format_.labelled)
 
 
 def by_name(name: str) -> Format:
@@ -48,22 +51,31 @@ def by_name(name: str) -> Format:
     return FORMATS[name]
 
 
-def detect(rows: Sequence[Row], *, where: str) -> Format:
+def detect(rows: Sequence[Row], *, where: str, demonstrations: bool = False) -> Format:
     """The importer of a file with these first rows: the first that knows all of those that any knows.
 
-    Raises DataError if none does; `where` names the file.
+    `demonstrations`: conversations without a label will do, in a file without any vote. Raises DataError if none does;
+    `where` names the file.
     """
-    known = [row for row in rows if any(format_.recognises(row) for format_ in FORMATS.values())]
-    for format_ in FORMATS.values():
+    known = [row for row in rows if any(format_.recognises(row) for format_ in _VOTES)]
+    for format_ in _VOTES:
         if known and all(format_.recognises(row) for row in known):
             return format_
+    if not known and any(openai_chat.recognises(row) for row in rows):
+        if demonstrations:
+            return openai_chat.FORMAT
+        raise DataError(
+            f"{where}: its conversations have no label. Give each row one (true or false, for its last message), or "
+            'train on all of them as they are: objective.loss: sft (of a job: method {"type": "supervised"}). '
+            "Without a loss to go by, name the format: openai-chat."
+        )
     way_out = (
         "Name the format (data.format: one of " + ", ".join(FORMATS) + "), or say where things are "
         "(data.format: {map: {prompt: question, completion: answer.text, label: thumb}}, on the command line "
         "--set data.format='{map: {...}}')."
     )
     if known:
-        names = sorted({f.name for row in known for f in FORMATS.values() if f.recognises(row)})
+        names = sorted({f.name for row in known for f in _VOTES if f.recognises(row)})
         raise DataError(f"{where}: its first rows are of different formats ({', '.join(names)}). {way_out}")
     seen = f"the first row is {shape(rows[0])}" if rows else "it has no readable row"
     raise DataError(f"{where}: no known format; {seen}. {way_out}")

@@ -38,9 +38,9 @@ def said(rows: Callable[[str], list[Row]]) -> Callable[[str], list[dict[str, Any
 
 def _checked(name: str, entry: Entry) -> dict[str, Any]:
     """The entry, once it has proved to be one that the rest can use."""
-    if entry.kind != "response":
+    if entry.kind not in ("response", "demonstration"):
         resolve_label(entry.fields, DEFAULT_LABEL_MAP | dict(by_name(name).label_map))
-    if entry.kind == "vote":
+    if entry.kind in ("vote", "demonstration"):
         to_row({**entry.fields, "label": True, "label_raw": None}, default_id="x")
     else:
         assert entry.fields["response_id"]

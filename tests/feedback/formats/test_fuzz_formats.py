@@ -24,7 +24,7 @@ KEYS = st.sampled_from([
     "traceId", "name", "input", "output", "run_id", "key", "run_type", "inputs", "outputs", "info", "trace_id",
     "assessments", "function_name", "variant_name", "target_id", "metric_name", "request_id", "request_body",
     "response_body", "fields", "responses", "choices", "response_id", "text", "generations", "kwargs", "lc",
-    "tool_calls",
+    "tool_calls", "tools", "weight", "functions",
 ])  # fmt: skip
 WORDS = st.text(max_size=5) | st.sampled_from(["{}", "[[]]", "user"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | WORDS
@@ -43,7 +43,8 @@ def check(format_: Format, row: Row) -> None:
             assert outcome.detail
         else:
             assert outcome.fields.keys() <= Record.model_fields.keys()
-            assert ("label" in outcome.fields) == (outcome.kind != "response") or format_.name == "canonical"
+            unlabelled = outcome.kind in ("response", "demonstration")
+            assert ("label" in outcome.fields) != unlabelled or format_.name == "canonical"
             with contextlib.suppress(Refused):  # strict about every field that an export spells wrong
                 words = {"prompt": "Q", "completion": "A", "label": None} | outcome.fields
                 to_row(words | resolve_label(words, format_.label_map), default_id="x")

@@ -17,9 +17,24 @@ def test_every_row_of_a_product_is_its_own_and_nobody_elses(name: str, rows: Row
         assert [other for other, format_ in FORMATS.items() if format_.recognises(row)] == [name]
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_detected_among_rows_that_nobody_knows(name: str, rows: Rows) -> None:
-    assert detect([{"version": 2}, *rows(name), {}], where="log.jsonl").name == name
+@pytest.mark.parametrize("demonstrations", [False, True])
+@pytest.mark.parametrize("name", [name for name, format_ in FORMATS.items() if format_.labelled])
+def test_detected_among_rows_that_nobody_knows(name: str, rows: Rows, demonstrations: bool) -> None:
+    found = [{"version": 2}, *rows(name), {}]
+    assert detect(found, where="log.jsonl", demonstrations=demonstrations).name == name
+
+
+def test_conversations_without_a_label_are_no_praise_unless_they_are_wanted(rows: Rows) -> None:
+    unlabelled = [{"version": 2}, *rows("openai-chat")]
+    assert detect(unlabelled, where="log.jsonl", demonstrations=True).name == "openai-chat"
+    with pytest.raises(DataError, match=r"log.jsonl: its conversations have no label.*loss: sft.*\"supervised\""):
+        detect(unlabelled, where="log.jsonl")
+
+
+@pytest.mark.parametrize("demonstrations", [False, True])
+def test_a_vote_among_them_makes_it_a_log_of_votes(rows: Rows, demonstrations: bool) -> None:
+    found = [*rows("openai-chat"), rows("ms-swift")[0]]
+    assert detect(found, where="log.jsonl", demonstrations=demonstrations).name == "ms-swift"
 
 
 def test_a_pair_that_is_also_a_record() -> None:
