@@ -32,10 +32,10 @@ SMALL = {"training": {"max_length": 64, "num_workers": 1, "deepspeed": {"zero_st
 Made = Callable[..., TestClient]
 
 
-def submit(x_project: str = Header("acme")) -> Caller:
+def submit(x_project: str = Header("acme"), x_key: str = Header("key1")) -> Caller:
     if x_project == "readers":
         raise ApiError(403, "This key may only read.", code="insufficient_permissions")
-    return Caller("key1", x_project, "submit", lambda _: True)
+    return Caller(x_key, x_project, "submit", lambda _: True)
 
 
 def python(code: str) -> Sequence[str]:
@@ -52,7 +52,7 @@ def files(tmp_path: Path) -> FileStore:
 def client(tmp_path: Path, files: FileStore) -> Made:
     models = tmp_path / "models"
     jobs = JobStore(open_database(tmp_path))
-    service = JobService(jobs, files, tmp_path, Places([str(models)]))
+    service = JobService(jobs, files, tmp_path, Places([str(models)], {"bot"}.__contains__))
 
     def made(**how: Any) -> TestClient:
         api = FastAPI()
@@ -141,6 +141,14 @@ def test_one_that_takes_too_long_is_ended(client: Made, tmp_path: Path) -> None:
     assert not Path(f"/proc/{pid.read_text()}").exists()
 
 
+def test_a_key_has_one_at_a_time(client: Made) -> None:
+    code = "time.sleep(1); print(json.dumps({}))"
+    body = {"model": "bot", "training_file": "feedback"}
+    with client(command=python(code)) as http, ThreadPoolExecutor(2) as pool:
+        replies = list(pool.map(lambda _: http.post(URL, json=body), range(2)))
+    assert sorted(reply.status_code for reply in replies) == [200, 429]
+
+
 def test_no_more_than_two_at_once(client: Made, tmp_path: Path) -> None:
     """Each process leaves a file while it runs, and says how many there were."""
     code = (
@@ -150,7 +158,7 @@ def test_no_more_than_two_at_once(client: Made, tmp_path: Path) -> None:
     )
     body = {"model": "bot", "training_file": "feedback"}
     with client(command=python(code)) as http, ThreadPoolExecutor(5) as pool:
-        replies = list(pool.map(lambda _: http.post(URL, json=body).json(), range(5)))
+        replies = list(pool.map(lambda n: http.post(URL, json=body, headers={"x-key": f"key{n}"}).json(), range(5)))
     assert max(reply["running"] for reply in replies) <= 2
 
 
