@@ -63,6 +63,7 @@ DOORS = {
         "control/http/audit_routes",
         "control/http/files_routes",
         "control/http/job_routes",
+        "control/http/trail_routes",
         "control/http/webhook_routes",
         "serving/app",
         "serving/http/api",

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.responses import JSONResponse, Response
 
 from bco_ray.control import wire
-from bco_ray.control.checkpoints import checkpoints_of
-from bco_ray.control.http.replies import FineTuningCheckpoint, FineTuningEvent, FineTuningJob
+from bco_ray.control.http.replies import FineTuningJob
+from bco_ray.control.http.trail_routes import Limit, add_trail, known_after
 from bco_ray.control.job import IllegalMoveError, Job, TooManyJobsError, WaitingRoom
 from bco_ray.control.requests import JobRequest, RetryRequest
 from bco_ray.control.service import Asker, JobService
-from bco_ray.control.states import ENDED
 from bco_ray.errors import SpecError
-from bco_ray.storage.feedback_rows import NotFoundError, is_storable
-from bco_ray.storage.job_directory import JobDirectory
+from bco_ray.storage.feedback_rows import is_storable
 from bco_ray.web import errors
 from bco_ray.web.access import Caller
 from bco_ray.web.errors import ApiError, Translator
@@ -26,15 +24,10 @@ from bco_ray.web.openapi import about
 from bco_ray.web.pages import page
 from bco_ray.web.replies import page_of
 
-FOLLOW_SECONDS = 1.0
 MAX_BODY_BYTES = 1 << 20
 """Of `POST /v1/fine_tuning/jobs`: for Edge (`larger`)."""
 
-Limit = Annotated[int, Query(ge=1, le=100)]
-Offset = Annotated[int, Query(ge=0, lt=1 << 40)]
 Key = Annotated[str | None, Header(alias="idempotency-key", min_length=1, max_length=255)]
-
-_BLOCK_BYTES = 1 << 20
 
 _VERBS = {
     "cancel": "End a job, after a checkpoint",
@@ -80,7 +73,7 @@ def router(
         request: Request, after: str | None = None, limit: Limit = 20, who: Caller = Depends(caller)
     ) -> Response:
         where = {"after": after, "limit": limit, "metadata": _metadata(request)}
-        found, more = await asyncio.to_thread(_known_after, jobs.page, who.project, **where)
+        found, more = await asyncio.to_thread(known_after, jobs.page, who.project, **where)
         return JSONResponse(page([wire.job(one) for one in found], has_more=more))
 
     @routes.get("/{job_id}", **about("retrieveFineTuningJob", "How a job stands", FineTuningJob, 404))
@@ -97,38 +90,7 @@ def router(
     for verb, move in {"cancel": service.cancel, "pause": service.pause, "resume": service.resume}.items():
         steered(verb, move)
 
-    @routes.get(
-        "/{job_id}/events",
-        **about("listFineTuningEvents", "What happened, newest first", page_of(FineTuningEvent), 400, 404),
-    )
-    async def list_events(
-        job_id: str, after: str | None = None, limit: Limit = 20, who: Caller = Depends(caller)
-    ) -> Response:
-        await asyncio.to_thread(jobs.get, job_id, who.project)
-        found, more = await asyncio.to_thread(_known_after, jobs.events, job_id, who.project, after=after, limit=limit)
-        return JSONResponse(page([wire.event(one) for one in found], has_more=more))
-
-    @routes.get(
-        "/{job_id}/checkpoints",
-        **about("listFineTuningJobCheckpoints", "Newest first", page_of(FineTuningCheckpoint), 400, 404),
-    )
-    async def list_checkpoints(
-        job_id: str, after: str | None = None, limit: Limit = 10, who: Caller = Depends(caller)
-    ) -> Response:
-        await asyncio.to_thread(jobs.get, job_id, who.project)
-        found = await asyncio.to_thread(checkpoints_of, service.storage, job_id)
-        rest = _after(found, after)
-        return JSONResponse(page([wire.checkpoint(one, job_id) for one in rest[:limit]], has_more=len(rest) > limit))
-
-    @routes.get(
-        "/{job_id}/logs", response_class=PlainTextResponse,
-        **about("retrieveFineTuningJobLogs", "What its processes printed; `follow` to the job's end", None, 404),
-    )  # fmt: skip
-    async def logs(job_id: str, follow: bool = False, offset: Offset = 0, who: Caller = Depends(caller)) -> Response:
-        await asyncio.to_thread(jobs.get, job_id, who.project)
-        text = _log(service, job_id, offset, follow=follow)
-        return StreamingResponse(text, media_type="text/plain; charset=utf-8")
-
+    add_trail(routes, service, caller)
     return routes
 
 
@@ -155,33 +117,3 @@ def _metadata(request: Request) -> dict[str, str]:
     if not all(map(is_storable, (*wanted, *wanted.values()))):
         raise ApiError(422, "metadata: holds what no text can.", code="invalid_field", param="metadata")
     return wanted
-
-
-def _known_after(read: Callable[..., Any], *args: Any, **where: Any) -> Any:
-    try:
-        return read(*args, **where)
-    except NotFoundError as error:
-        raise ApiError(400, f"after: {error}", code="invalid_field", param="after") from None
-
-
-def _after(found: list[Any], after: str | None) -> list[Any]:
-    if after is None:
-        return found
-    places = [place for place, one in enumerate(found) if one.id == after]
-    if not places:
-        raise ApiError(400, f"after: {after}: no such checkpoint.", code="invalid_field", param="after")
-    return found[places[0] + 1 :]
-
-
-async def _log(service: JobService, job_id: str, offset: int, *, follow: bool) -> AsyncGenerator[bytes]:
-    """From a byte on to its end; with `follow` to the job's."""
-    directory = JobDirectory(service.storage, job_id)
-    while True:
-        job = await asyncio.to_thread(service.jobs.get, job_id)
-        over = not follow or (job.status in ENDED and not job.holds_cluster)
-        while block := await asyncio.to_thread(directory.log_text, offset, _BLOCK_BYTES):
-            offset += len(block)
-            yield block
-        if over:
-            return
-        await asyncio.sleep(FOLLOW_SECONDS)
