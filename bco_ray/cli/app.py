@@ -106,12 +106,16 @@ def serve(
     host: Annotated[str, typer.Option(help="Loopback only, until there are API keys (bco keys).")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the OpenAI-compatible API.", min=1, max=65535)] = 8000,
     database: Database = None,
+    allow: Annotated[
+        list[str],
+        typer.Option("--allow", metavar="PLACE", help="A directory or URI that jobs may name; more than one."),
+    ] = NONE,
 ) -> None:
     """Serve a model over HTTP and log its answers and their thumbs. Ctrl-C stops it."""
     from bco_ray.cli import server
 
     model, storage = server.what_to_serve(what, storage)
-    server.serve(model, storage, host=host, port=port, database=database)
+    server.serve(model, storage, host=host, port=port, database=database, allow=allow)
 
 
 @app.command()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
 
 from bco_ray.config import load_spec
 from bco_ray.control.keys import KeyStore
+from bco_ray.control.ray_jobs import stop_running
 from bco_ray.errors import SpecError
 from bco_ray.pipeline.cluster import cluster
 from bco_ray.pipeline.served import serve_args
@@ -21,6 +24,8 @@ from bco_ray.storage.registry import Registry
 from bco_ray.telemetry import console
 
 _LOOK_SECONDS = 2.0
+_JOB_SECONDS = 60.0
+"""What drivers may take for their last checkpoints."""
 
 
 def what_to_serve(what: str, storage: Path) -> tuple[str, Path]:
@@ -36,10 +41,13 @@ def what_to_serve(what: str, storage: Path) -> tuple[str, Path]:
     return names[0], storage
 
 
-def serve(model: str, storage: Path, *, host: str, port: int, database: str | None = None) -> None:
-    """Blocks until SIGINT or SIGTERM, then takes the server down."""
+def serve(
+    model: str, storage: Path, *, host: str, port: int, database: str | None = None, allow: Sequence[str] = ()
+) -> None:
+    """Blocks until SIGINT or SIGTERM, then takes the server down, with a checkpoint of every job. `allow`: places."""
     _require_known(model, storage)
-    args = ServiceArgs.model_validate(serve_args(model, storage).model_dump() | {"database": database})
+    more = {"database": database, "allowed_places": list(allow) or None}
+    args = ServiceArgs.model_validate(serve_args(model, storage).model_dump() | more)
     guarded = KeyStore.open(args.storage, database).any()
     if not guarded:
         check_loopback(host)
@@ -61,6 +69,18 @@ def serve(model: str, storage: Path, *, host: str, port: int, database: str | No
             told = _tell_refused(handle.refused(), told)
         console.print("stopping ...")
         handle.stop()
+        if not os.environ.get("RAY_ADDRESS"):  # the cluster is this command's own and ends with it
+            _stop_jobs()
+
+
+def _stop_jobs() -> None:
+    try:
+        stopped = stop_running(_JOB_SECONDS)
+    except (OSError, RuntimeError) as error:
+        console.print(f"jobs cannot be stopped with a checkpoint: {error}", markup=False, soft_wrap=True)
+        return
+    if stopped:
+        console.print(f"{stopped} jobs were stopped with a checkpoint; they go on when a server is started again.")
 
 
 def _require_known(what: str, storage: Path) -> None:

@@ -16,7 +16,7 @@ Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Budget(BaseModel):
-    """All limits of a job that has any. `hours`, `gpu_hours`: on the cluster, over all attempts. `tokens`: trained on,
+    """All limits of a job that has any. `hours`, `gpu_hours`: at work on the cluster, over all attempts. `tokens`: trained on,
     steps that a lost attempt did again count once. `deadline`: unix seconds.
     """
 
@@ -59,9 +59,9 @@ class Spent:
         hours, gpu_hours = self.seconds / SECONDS_PER_HOUR, self.gpu_seconds / SECONDS_PER_HOUR
         return {"hours": hours, "gpu_hours": gpu_hours, "tokens": self.tokens}
 
-    def until(self, now: float, gpus: float, tokens: int) -> dict[str, Any]:
+    def until(self, now: float, gpus: float, tokens: int, *, waiting: bool = False) -> dict[str, Any]:
         """With the time since the last look, through which it held so many GPUs; as it goes into `details`."""
-        passed = 0.0 if self.at is None else max(0.0, now - self.at)
+        passed = 0.0 if self.at is None or waiting else max(0.0, now - self.at)
         seconds, gpu_seconds = self.seconds + passed, self.gpu_seconds + passed * gpus
         return asdict(Spent(round(seconds, 1), round(gpu_seconds, 1), max(tokens, self.tokens), now))
 

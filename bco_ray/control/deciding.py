@@ -104,6 +104,8 @@ def decide(job: Job, known: Known) -> Action | None:
         case "stopped":
             return _lost(job, known, "it was stopped from outside")
     if known.error is not None:
+        if known.error.get("again"):
+            return _lost(job, known, known.error["message"].rstrip("."))
         return Fail(known.error["code"], known.error["message"])
     return _lost(job, known, "its driver ended without a word")
 

@@ -41,6 +41,8 @@ class Follower:
         progress, resolved = directory.progress, directory.resolved
         run = Path(resolved["run"]) if resolved else None
         details = {**job.details, "waiting_for": None, **_phase(progress), **(_training(run) if run else {})}
+        if details["waiting_for"]:
+            details["eta_seconds"] = None
         news = [News(f"Phase {details['phase']}.")] if details.get("phase") != job.details.get("phase") else []
         if resolved and "spec" not in job.details:
             details["spec"] = resolved["spec"]
@@ -55,7 +57,8 @@ class Follower:
             return details
         until = time.time() if running else min(time.time(), details.get("at") or math.inf)
         gpus = gpus_held(details.get("spec") or job.spec, details)
-        charged = spent.until(until, gpus, sum(self._tokens[job.id].values()))
+        waiting = bool(details["waiting_for"])
+        charged = spent.until(until, gpus, sum(self._tokens[job.id].values()), waiting=waiting)
         return {**details, "spent": charged if running else Spent(**charged).paused()}
 
     def forget(self, job_id: str) -> None:

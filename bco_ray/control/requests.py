@@ -59,6 +59,9 @@ class Method(BaseModel):
 
     @model_validator(mode="after")
     def _known(self) -> Method:
+        if other := sorted((self.model_extra or {}).keys() - {self.type}):
+            raise unsupported(f"method.{other[0]}", f"method.{other[0]}: the settings of method.type {self.type[:60]} "
+                              "are under its own name.")  # fmt: skip
         if self.type not in _METHODS:
             raise unsupported("method", f"method.type: {self.type[:60]}: there are {', '.join(_METHODS)}.")
         self.hyperparameters()
@@ -174,6 +177,9 @@ def _refuse_closed(spec: Mapping[Any, Any]) -> None:
     for name, why in CLOSED.items():
         if name in spec:
             raise unsupported(f"spec.{name}", f"spec.{name}: {why}.")
+    for section, field, name in (("model", "base", "model"), ("data", "feedback", "training_file")):
+        if isinstance(spec.get(section), dict) and field in spec[section]:
+            raise unsupported(f"spec.{section}.{field}", f"spec.{section}.{field}: is the request's {name}.")
     training = spec.get("training")
     if isinstance(training, dict):
         if training.get("start") is not None:

@@ -18,6 +18,7 @@ from bco_ray.control.places import Places, Use
 from bco_ray.control.requests import Check, JobRequest, RetryRequest, check_places, spec_again, spec_of
 from bco_ray.control.states import ENDED
 from bco_ray.errors import SpecError
+from bco_ray.storage.feedback_rows import NotFoundError
 from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.storage.registry import NAME
 
@@ -51,6 +52,8 @@ class JobService:
 
     def spec_for(self, request: JobRequest, project: str) -> JobSpec:
         """What the request means, under a new job's id as its name. Raises SpecError, NotFoundError (of a file)."""
+        if request.training_file.startswith("file-") and not is_file_id(request.training_file):
+            raise NotFoundError(f"{request.training_file}: no such file.")
         where = {"log": request.training_file, "register_as": _registered_name(request)}
         spec = spec_of(request, new_id("ftjob"), str(self.storage), **where)
         upload = request.training_file if is_file_id(request.training_file) else None

@@ -58,13 +58,17 @@ def main(storage: Path, job_id: str, attempt: int) -> int:
 
 @contextmanager
 def _own_errors_told(directory: JobDirectory, attempt: int) -> Iterator[None]:
-    """Only inside the lock: who never had its turn, or came too late, knows nothing of the job."""
+    """Only inside the lock: who never had its turn, or came too late, knows nothing of the job.
+
+    `again`: it is the cluster's fault, so another attempt may do better.
+    """
     try:
         yield
     except BcoError as error:
-        if not isinstance(error, InterruptedRunError | ClusterError):
+        if not isinstance(error, InterruptedRunError):
             code = type(error).__name__.removesuffix("Error").lower() + "_error"
-            directory.write("error", {"attempt": attempt, "code": code, "message": str(error)})
+            facts = {"attempt": attempt, "code": code, "message": str(error), "again": isinstance(error, ClusterError)}
+            directory.write("error", facts)
         raise
 
 

@@ -6,7 +6,7 @@ driver.log     all that the drivers printed, one attempt after the other
 progress.json  the phase and how far it is
 resolved.json  the spec with every `auto` replaced, and the run's directory
 outcome.json   the registered model: the job has succeeded, whatever became of the driver
-error.json     why this attempt's driver gave up, if another one would too
+error.json     why this attempt's driver gave up; `again` says whether another one may do better
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class JobDirectory:
         return self._facts("outcome")
 
     def error(self, attempt: int) -> Json | None:
-        """`code` and `message` of the attempt's own error."""
+        """`code`, `message` and `again` of the attempt's own error."""
         found = self._facts("error")
         return found if found and found["attempt"] == attempt else None
 

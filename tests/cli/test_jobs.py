@@ -43,6 +43,7 @@ from bco_ray.serving.http.api import create_api
 from bco_ray.storage.database import open_database
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.job_directory import JobDirectory
+from bco_ray.storage.registry import Registry
 
 VOTES = b"".join(
     json.dumps({"prompt": f"q{n}", "completion": "yes", "label": bool(n % 2)}).encode() + b"\n" for n in range(20)
@@ -559,9 +560,12 @@ def test_a_server_of_something_else(bco: Shell) -> None:
         assert "says 404 and no more" in bco.err
 
 
-def test_keys(bco: Shell, site: Site) -> None:
+def test_keys(bco: Shell, site: Site, tmp_path: Path) -> None:
     key = site.keys.create("acme", "ci", "submit", limits=Limits(), actor="test")[1]
     reader = site.keys.create("acme", "ci", "read", limits=Limits(), actor="test")[1]
+    (made := tmp_path / "made").mkdir()
+    (made / "config.json").write_text("{}")
+    Registry(site.storage).register("m", made, {})
     wait_for(lambda: bco.any("list")[0] == 1)
     assert "Set $BCO_API_KEY to a key of this server" in bco.any("list")[2]
     bco.patch.setenv("BCO_API_KEY", reader)

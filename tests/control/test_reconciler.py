@@ -426,7 +426,7 @@ def test_who_waits_for_gpus_does_not_pay_for_them(site: Site) -> None:
     (run / "status.json").write_text(json.dumps({"workers": None, "waiting_for": "1 workers are to start"}))
     site.look(job)
     spent = charge(site, job, 3600).details["spent"]
-    assert (spent["seconds"], spent["gpu_seconds"]) == (pytest.approx(3600, abs=2), 0)
+    assert (spent["seconds"], spent["gpu_seconds"]) == (pytest.approx(0, abs=2), 0)
 
 
 def test_a_paused_job_has_a_deadline_too(site: Site) -> None:
@@ -448,3 +448,12 @@ def test_what_nobody_foresaw_is_in_nobody_elses_way(site: Site, monkeypatch: pyt
 
     monkeypatch.setattr(site.reconciler, "_settle", torn)
     assert site.look(second).status == "queued"
+
+
+def test_the_clusters_fault_is_told_and_tried_again(site: Site) -> None:
+    job = site.running()
+    error = {"attempt": 1, "code": "cluster_error", "message": "The Ray cluster cannot be reached.", "again": True}
+    site.directory(job).write("error", error)
+    site.cluster.says[f"{job.id}-1"] = "failed"
+    assert site.look(job).status == "queued"
+    assert "Attempt 1 was lost (The Ray cluster cannot be reached); it is tried again." in site.messages(job)

@@ -382,6 +382,13 @@ def test_a_retried_create_is_the_same_job(site: Site) -> None:
             openai.BadRequestError,
             "training.checkpoint.storage: feedback: not among the places",
         ),
+        ({"training_file": "file-nope"}, openai.NotFoundError, "file-nope: no such file"),
+        (
+            {"method": {"type": "bco", "kto": {"hyperparameters": {"n_epochs": 1}}}},
+            openai.BadRequestError,
+            "method.kto: the settings of method.type bco are under its own name",
+        ),
+        ({"extra_body": {"spec": {"model": {"base": "x"}}}}, openai.BadRequestError, "is the request's model"),
         ({"model": "gpt2"}, openai.BadRequestError, "model.base: gpt2: not among the places"),
         ({"training_file": "feedback:x"}, openai.BadRequestError, "not among the places"),
         ({"extra_body": {"budget": {"hours": 0}}}, openai.UnprocessableEntityError, "budget.hours"),
