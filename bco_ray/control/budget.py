@@ -16,8 +16,8 @@ Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Budget(BaseModel):
-    """All limits of a job that has any. `hours`, `gpu_hours`: at work on the cluster, over all attempts. `tokens`: trained on,
-    steps that a lost attempt did again count once. `deadline`: unix seconds.
+    """All limits of a job that has any. `hours`, `gpu_hours`: at work on the cluster, over all attempts. `tokens`:
+    trained on; steps that a lost attempt did again count once. `deadline`: unix seconds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
