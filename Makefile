@@ -1,11 +1,12 @@
 # make demo   the whole loop on this machine          make test   ruff, mypy --strict, every test
 # make install  only .venv                            make lint   ruff and mypy
 # make soak   more than a hundred kills over the whole loop, its counts in benchmarks/results/soak.json
+# make release-check   the wheel, built, looked at, installed into an empty environment, and the demo run from there
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak lint install constraints clean
+.PHONY: demo test soak release-check lint install constraints clean
 
 demo: install
 	$(BIN)/bco demo $(ARGS)
@@ -15,6 +16,9 @@ test: lint
 
 soak: install
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+release-check: install
+	PYTHON=$(PYTHON) VENV=$(abspath $(VENV)) .ci/release-check
 
 lint: install
 	$(BIN)/ruff check .
