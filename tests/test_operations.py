@@ -158,6 +158,12 @@ def test_alerts_say_what_it_is_and_what_to_do() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_metrics_of_the_server_can_be_parsed() -> None:
-    text = Metrics().render(None, ready=False).decode()
-    assert {family.name: family for family in text_string_to_metric_families(text)}["bco_ready"].samples[0].value == 0
+def test_what_the_server_says_of_itself_and_of_whom_it_turns_away() -> None:
+    metrics = Metrics()
+    metrics.served("/v1/chat/completions", 429, 0.01)
+    metrics.served("/v1/chat/completions", 400, 0.01)
+    text = metrics.render(None, ready=False).decode()
+    shown = {sample.name: sample for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert shown["bco_ready"].value == 0
+    turned_away = shown["bco_turned_away_total"]
+    assert (turned_away.labels, turned_away.value) == ({"route": "/v1/chat/completions"}, 1)
