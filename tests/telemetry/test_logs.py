@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,8 @@ import pytest
 from fastapi import FastAPI
 
 from bco_ray.errors import StorageError
+from bco_ray.pipeline import driver
+from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.telemetry import configure_logging, log_context, logs
 from bco_ray.web import errors
 from bco_ray.web.access import Access, RequestRate
@@ -155,3 +158,15 @@ def test_lines_of_a_request_tell_the_id_that_its_reply_tells(
     assert ("exception" in line) == (path == "/broken")
     if path == "/fine":
         assert line["project"] == "default"
+
+
+def test_a_drivers_lines_tell_its_job(in_json: logging.Logger, capsys: Captured, tmp_path: Path) -> None:
+    directory = JobDirectory(tmp_path, "ftjob-1")
+    directory.path.mkdir(parents=True)
+    directory.write("origin", {"project": "acme", "traceparent": None})
+    directory.spec.write_text("no_such_section: 1\n")
+    assert driver.main(tmp_path, "ftjob-1", 2) != 0
+    told = lines(capsys)
+    assert [line["level"] for line in told] == ["info", "error"]
+    assert all((line["job_id"], line["attempt"], line["project"]) == ("ftjob-1", 2, "acme") for line in told)
+    assert "no_such_section" in told[1]["message"]

@@ -45,6 +45,5 @@ def _samples(url: str) -> dict[tuple[str, str], float]:
         families = list(text_string_to_metric_families(text))
         found = {(s.name, s.labels.get("kind", "")): s.value for family in families for s in family.samples}
         if (f"{TOOK.shown}_count", "") in found or time.monotonic() > deadline:
-            print([line for line in text.splitlines() if "bco_test" in line])  # noqa: T201
             return found
         time.sleep(1)
