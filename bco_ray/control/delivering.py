@@ -37,7 +37,7 @@ Send = Callable[[str, str, Mapping[str, str]], Awaitable[int]]
 class Deliverer:
     """At most `AT_ONCE` deliveries at a time and one per webhook, so that a slow endpoint holds up only itself.
 
-    `chance` gives numbers from 0 to 1.
+    `chance` gives numbers from 0 to 1; `told` hears of every attempt.
     """
 
     def __init__(
@@ -47,11 +47,13 @@ class Deliverer:
         *,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
+        told: Callable[[Outcome], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._send = send
         self._clock = clock
         self._chance = chance
+        self._told = told
         self._busy = dict[str, asyncio.Task[None]]()
 
     async def run(self) -> None:
@@ -112,6 +114,7 @@ class Deliverer:
         status, error = await self._answer(delivery, now)
         outcome = self._outcome(delivery, status, error, now + time.monotonic() - began)
         await asyncio.to_thread(self._store.record, delivery, outcome)
+        self._told(outcome)
 
     async def _answer(self, delivery: Taken, now: float) -> tuple[int | None, str | None]:
         """The status, and what is wrong with it."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bco_ray.control.states import Status
@@ -25,7 +25,7 @@ class TooManyJobsError(BcoError):
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked for: the request as it came, and the spec it means."""
+    """What is asked for: the request as it came, and the spec it means. `details`: those a job begins with."""
 
     id: str
     project: str
@@ -36,6 +36,7 @@ class Order:
     body_hash: str
     priority: int = 0
     idempotency_key: str | None = None
+    details: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

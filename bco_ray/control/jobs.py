@@ -36,16 +36,22 @@ _ARCHIVED_AT_ONCE = 100
 Told = Callable[[sa.Connection, "Job"], None]
 """Called inside the transaction in which a job ended."""
 
+Changed = Callable[["Job | None", "Job"], None]
+"""Called after each transaction with the job as it was (None: it is new) and as it is."""
+
 _CHANGING = attrgetter("status", "attempt", "holds_cluster", "seen_at", "again_at", "details")
 """What tells whether a job is as it was seen."""
 
 
 class JobStore:
-    """The jobs of one database. `ended` is told, in its transaction, of every job that reached its end."""
+    """The jobs of one database. `ended` is told, in its transaction, of every job that reached its end; `changed` of
+    every change that this process made.
+    """
 
-    def __init__(self, engine: sa.Engine, ended: Told = lambda *_: None) -> None:
+    def __init__(self, engine: sa.Engine, ended: Told = lambda *_: None, changed: Changed = lambda *_: None) -> None:
         self._engine = engine
         self._ended = ended
+        self._changed = changed
 
     def create(
         self, order: Order, room: WaitingRoom = WaitingRoom(), *, file_id: str | None = None
@@ -63,7 +69,9 @@ class JobStore:
                     _check_room(connection, order, room)
                     if file_id is not None:
                         hold(connection, order.project, file_id)
-                    return _insert(connection, order), True
+                    job = _insert(connection, order)
+                self._changed(None, job)
+                return job, True
             except StorageError as error:  # PostgreSQL: somebody with the same key was faster
                 if not isinstance(error.__cause__, sa.exc.IntegrityError):
                     raise
@@ -141,7 +149,8 @@ class JobStore:
                 _audit(connection, job, deed, was=before.status)
             if status in ENDED:
                 self._ended(connection, job)
-            return job
+        self._changed(before, job)
+        return job
 
     def note(self, seen: Job, news: Collection[News] = (), **changes: Any) -> Job:
         """New facts and events of a job whose status stays. Raises ConflictError if it is not as `seen` any more.
@@ -151,7 +160,9 @@ class JobStore:
         with writing(self._engine) as connection:
             _require_same(connection, seen)
             _add_events(connection, seen.id, news)
-            return _change(connection, seen.id, **changes) if changes else seen
+            job = _change(connection, seen.id, **changes) if changes else seen
+        self._changed(seen, job)
+        return job
 
     def events(
         self, job_id: str, project: str | None = None, *, after: str | None = None, limit: int = 20
@@ -200,7 +211,7 @@ def _check_room(connection: sa.Connection, order: Order, room: WaitingRoom) -> N
 def _insert(connection: sa.Connection, order: Order) -> Job:
     row = {
         "created_at": time.time(), "status": "validating_files", "attempt": 0,
-        "holds_cluster": False, "details": {}, **vars(order),
+        "holds_cluster": False, **vars(order),
     }  # fmt: skip
     connection.execute(sa.insert(jobs).values(**row))
     _add_events(connection, row["id"], [News("Created fine-tuning job.")])

@@ -14,6 +14,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from bco_ray.control.deciding import RayState
 from bco_ray.errors import ClusterError
+from bco_ray.telemetry import logs
 
 STOP_SECONDS = 60
 """What a driver may take for its last checkpoint; Ray itself would kill it after three."""
@@ -51,7 +52,11 @@ class RayJobs:
         if self.state(submission) != "unknown":
             return
         driver = [sys.executable, "-m", "bco_ray.pipeline.driver", str(self._storage), job_id, str(attempt)]
-        environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONSAFEPATH": "1"}
+        environment = {
+            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+            "PYTHONSAFEPATH": "1",
+            **logs.environment(job_id=job_id, attempt=attempt),
+        }
         self._ask(
             "submit_job", entrypoint=shlex.join(driver), submission_id=submission,
             runtime_env={"env_vars": environment}, metadata={"job": job_id, "attempt": str(attempt)},

@@ -5,6 +5,7 @@ Every decision is written down before the cluster hears of it, and by compare-an
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from bco_ray.control.budget import overdrawn
 from bco_ray.control.deciding import Action, Known, decide
 from bco_ray.control.job import IllegalMoveError, Job, News
 from bco_ray.control.jobs import JobStore
+from bco_ray.control.metrics import JobMetrics, Trouble
 from bco_ray.control.progress import Follower
 from bco_ray.control.ray_jobs import Cluster
 from bco_ray.errors import BcoError, ClusterError, ConflictError, SpecError
 from bco_ray.storage import files
 from bco_ray.storage.job_directory import JobDirectory
-from bco_ray.telemetry import logger
+from bco_ray.telemetry import log_context, logger
+from bco_ray.telemetry.meters import NoMeters
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,19 @@ class _Holder(NamedTuple):
 class Reconciler:
     """`run_once` looks at every job that somebody has to look after. One thread at a time."""
 
-    def __init__(self, store: JobStore, cluster: Cluster, storage: Path, room: Room = Room()) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        cluster: Cluster,
+        storage: Path,
+        room: Room = Room(),
+        metrics: JobMetrics = JobMetrics(NoMeters()),
+    ) -> None:
         self._store = store
         self._cluster = cluster
         self._storage = storage
         self._room = room
+        self._metrics = metrics
         self._follower = Follower()
         self._held: list[_Holder] = []
 
@@ -66,7 +77,8 @@ class Reconciler:
                 self._settle(job)
             except Exception as error:  # noqa: BLE001  whatever is wrong with it, the others are looked after
                 self._follower.forget(job.id)  # what it read may not have become events
-                _log(job, error)
+                self._troubled(job, error)
+        self._metrics.looked(unsettled, self._storage)
 
     def _settle(self, job: Job) -> None:
         if job.status == "validating_files":
@@ -84,7 +96,9 @@ class Reconciler:
         except SpecError as error:  # it was accepted by another version of this program
             self._fail(job, "spec_error", str(error), running=False)
             return
-        files.write_bytes(JobDirectory(self._storage, job.id).spec, dump_spec(spec).encode())
+        directory = JobDirectory(self._storage, job.id)
+        files.write_bytes(directory.spec, dump_spec(spec).encode())
+        directory.write("origin", {"project": job.project, "traceparent": job.details.get("traceparent")})
         self._store.move(job.id, "queued", News("Files validated, moving job to queued state."), seen=job)
 
     def _known(self, job: Job) -> Known:
@@ -197,14 +211,16 @@ class Reconciler:
         else:
             self._store.note(job, [*news, lost], **changes)
 
+    def _troubled(self, job: Job, error: Exception) -> None:
+        kind, level = _TROUBLES.get(type(error), ("other", logging.ERROR))
+        with log_context(job_id=job.id, attempt=job.attempt, project=job.project):
+            foreseen = isinstance(error, BcoError | OSError)
+            logger.log(level, "%s: %s", job.id, error, exc_info=None if foreseen else error)
+        self._metrics.troubled(kind)
 
-def _log(job: Job, error: Exception) -> None:
-    match error:
-        case ConflictError() | IllegalMoveError():
-            logger.debug("%s: %s", job.id, error)  # somebody was faster; the next look sees what they did
-        case ClusterError():
-            logger.warning("%s: %s", job.id, error)
-        case BcoError() | OSError():
-            logger.error("%s: %s", job.id, error)
-        case _:
-            logger.error("%s: cannot be looked after", job.id, exc_info=error)
+
+_TROUBLES: dict[type[Exception], tuple[Trouble, int]] = {
+    ConflictError: ("conflict", logging.DEBUG),  # somebody was faster; the next look sees what they did
+    IllegalMoveError: ("conflict", logging.DEBUG),
+    ClusterError: ("cluster", logging.WARNING),
+}

@@ -21,6 +21,7 @@ from bco_ray.errors import SpecError
 from bco_ray.storage.feedback_rows import NotFoundError
 from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.storage.registry import NAME
+from bco_ray.telemetry import traceparent
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class JobService:
     ) -> tuple[Job, bool]:  # fmt: skip
         order = Order(
             spec.name, asker.project, asker.key_id, sent, spec.model_dump(mode="json"), request.metadata or {}, digest,
-            request.priority, asker.idempotency_key,
+            request.priority, asker.idempotency_key, {"traceparent": trace} if (trace := traceparent()) else {},
         )  # fmt: skip
         training_file = sent["training_file"]
         return self.jobs.create(order, asker.room, file_id=training_file if is_file_id(training_file) else None)

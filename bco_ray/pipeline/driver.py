@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from bco_ray.pipeline.resolve import ResolvedJob, resolve  # noqa: E402
 from bco_ray.pipeline.run import RunOutcome, run_job  # noqa: E402
 from bco_ray.storage import files  # noqa: E402
 from bco_ray.storage.job_directory import JobDirectory  # noqa: E402
-from bco_ray.telemetry import Phases, Progress, configure_logging, logger  # noqa: E402
+from bco_ray.telemetry import Phases, Progress, configure_logging, logger, span  # noqa: E402
 from bco_ray.training.metrics import MetricsLog  # noqa: E402
 
 WAIT_SECONDS = 120
@@ -40,12 +40,14 @@ def main(storage: Path, job_id: str, attempt: int) -> int:
     """The exit code: 0 done, 130 stopped, else failed."""
     directory = JobDirectory(storage, job_id)
     with _into(directory.log):
-        configure_logging()
+        origin = directory.origin
+        configure_logging(job_id=job_id, attempt=attempt, **_told(origin))
         logger.info("%s: attempt %d, process %d", job_id, attempt, os.getpid())
         try:
             with files.locked(directory.path / ".driver.lock", busy="another driver runs", seconds=WAIT_SECONDS):
                 directory.begin_attempt(attempt)
-                with _own_errors_told(directory, attempt):
+                trace = span("job attempt", origin.get("traceparent"), {"bco.job": job_id, "bco.attempt": attempt})
+                with trace, _own_errors_told(directory, attempt):
                     _run(directory)
         except BcoError as error:
             logger.error("%s", error)
@@ -54,6 +56,11 @@ def main(storage: Path, job_id: str, attempt: int) -> int:
             logger.exception("%s: attempt %d", job_id, attempt)
             return 1
     return 0
+
+
+def _told(origin: Mapping[str, Any]) -> dict[str, str]:
+    """In every line of the log."""
+    return {"project": origin["project"]} if "project" in origin else {}
 
 
 @contextmanager
@@ -77,6 +84,7 @@ def _run(directory: JobDirectory) -> None:
     job = resolve(parse_spec(before["spec"], where=str(directory.path)) if before else load_spec(directory.spec))
     places = {"run": str(job.run_directory), "checkpoints": job.checkpoint_place}
     directory.write("resolved", {"spec": job.spec.model_dump(mode="json"), **places})
+    configure_logging(run=job.run_directory.name)
     with cluster_for(job):
         outcome = run_job(job, Phases(told=_Written(directory)))
     directory.write("outcome", _facts(job, outcome))

@@ -19,6 +19,7 @@ from bco_ray.pipeline.card import model_card
 from bco_ray.pipeline.checking import require_usable
 from bco_ray.pipeline.lineage import lineage_of
 from bco_ray.pipeline.log import read_log, require_nobody_erased_since
+from bco_ray.pipeline.metrics import ScoringMetrics
 from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.pipeline.watching import watching
 from bco_ray.scoring.parts import Caches
@@ -31,6 +32,7 @@ from bco_ray.storage.registry import ModelVersion, Registry
 from bco_ray.storage.scored import ScoredManifest, load_scored
 from bco_ray.storage.stores import open_store
 from bco_ray.telemetry import Phases
+from bco_ray.telemetry.meters import RayMeters
 from bco_ray.training.launch import run_training
 from bco_ray.training.metrics import MetricsLog
 from bco_ray.training.setup import TrainSetup
@@ -68,7 +70,9 @@ def score_job(job: ResolvedJob, phases: Phases) -> ScoredManifest:
             scored = load_scored(job.scored_directory)
             require_classes(scored.shards, scored.drops, ups_suffice=ups_suffice)  # it may be of another loss
             return scored
-        scored = score(job.log.directory, scoring_job(job), advance)
+        metrics = ScoringMetrics(RayMeters(), job.run_directory.name)
+        scored = score(job.log.directory, scoring_job(job), metrics.counting(advance))
+        metrics.scored(scored)
     require_nobody_erased_since(job.log)
     return scored
 
@@ -115,7 +119,7 @@ def train_job(job: ResolvedJob, phases: Phases) -> None:
             advance(1, 1, "was done already")
             return
         busy = "another process is training this run; wait for it, or stop it and try again."
-        with files.locked(run / ".lock", busy=busy), watching(run, advance):
+        with files.locked(run / ".lock", busy=busy), watching(run, advance, RayMeters()):
             files.write_bytes(run / "spec.resolved.yaml", dump_spec(job.spec).encode())
             take_over_checkpoint(job)
             run_training(

@@ -11,10 +11,12 @@ from statistics import fmean
 from typing import Any
 
 from bco_ray.errors import StorageError
+from bco_ray.pipeline.metrics import TrainingMetrics
 from bco_ray.pipeline.status import StatusFile
 from bco_ray.storage import files
 from bco_ray.storage.run_journal import JournalTail
-from bco_ray.telemetry import Progress, Reporter, console, logger
+from bco_ray.telemetry import Progress, Reporter, logger, tell
+from bco_ray.telemetry.meters import Meters, NoMeters
 from bco_ray.training.metrics import MetricsTail
 
 POLL_SECONDS = 0.5
@@ -25,10 +27,10 @@ Row = Mapping[str, Any]
 
 
 @contextmanager
-def watching(run: Path, report: Reporter) -> Iterator[None]:
+def watching(run: Path, report: Reporter, meters: Meters = NoMeters()) -> Iterator[None]:
     """Says every POLL_SECONDS what happened in the run's directory, and once more when the body is done."""
     done = threading.Event()
-    watch = Watch(run, report)
+    watch = Watch(run, report, meters)
 
     def look_until_done() -> None:
         last_look = False
@@ -48,8 +50,9 @@ def watching(run: Path, report: Reporter) -> Iterator[None]:
 class Watch:
     """One look after another at a run: what is new is shown, and becomes its status."""
 
-    def __init__(self, run: Path, report: Reporter) -> None:
+    def __init__(self, run: Path, report: Reporter, meters: Meters = NoMeters()) -> None:
         self._report = report
+        self._counted = TrainingMetrics(meters, run)
         self._metrics = Watcher(run / "metrics.jsonl")
         self._events = JournalTail(run)
         self._events.read()  # what an earlier command did is its own story
@@ -69,12 +72,14 @@ class Watch:
         events = self._events.read()
         for event in events:
             if words := self._status.words_for(event):
-                console.print(f"  {words}", highlight=False, markup=False, soft_wrap=True)
+                tell(f"  {words}")
             self._status.add(event)
+            self._counted.happened(event)
         if not self._told_dry_run and self._dry_run.exists():
             self._told_dry_run = True
             tell_dry_run(files.read_json(self._dry_run))
         progressed = self._metrics.look()
+        self._counted.stepped(progressed)
         if progressed:
             self._report.show(*training_progress(self._metrics.recent))
         if events or progressed:
@@ -86,8 +91,8 @@ def tell_dry_run(found: Mapping[str, Any]) -> None:
     for trial in found["trials"]:
         used, limit = trial["peak_bytes"] / 2**30, trial["limit_bytes"] / 2**30
         numbers = f"{trial['tokens_per_second']:,} tokens/s per worker, {used:.2f} of {limit:.2f} GiB"
-        console.print(f"  dry run: {trial['tokens']:,} tokens: {numbers}", highlight=False)
-    console.print(f"  max_tokens_per_micro_batch: {found['max_tokens_per_micro_batch']:,}", highlight=False)
+        tell(f"  dry run: {trial['tokens']:,} tokens: {numbers}")
+    tell(f"  max_tokens_per_micro_batch: {found['max_tokens_per_micro_batch']:,}")
 
 
 class Watcher:
@@ -97,14 +102,14 @@ class Watcher:
         self._tail = MetricsTail(metrics)
         self.recent: deque[Row] = deque(maxlen=RECENT_STEPS)
 
-    def look(self) -> bool:
-        """Whether there was anything new."""
+    def look(self) -> Sequence[Row]:
+        """What is new."""
         rows = self._tail.read()
         for row in rows:
             if self.recent and row["step"] <= self.recent[-1]["step"]:
                 self.recent.clear()
             self.recent.append(row)
-        return bool(rows)
+        return rows
 
 
 def training_progress(recent: Sequence[Row]) -> tuple[Progress, str]:

@@ -25,6 +25,7 @@ from bco_ray.control.job import Job
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.keys import KeyStore
 from bco_ray.control.lease import Lease
+from bco_ray.control.metrics import JobMetrics
 from bco_ray.control.outgoing import Sender
 from bco_ray.control.places import Places
 from bco_ray.control.ray_jobs import RayJobs
@@ -39,7 +40,8 @@ from bco_ray.serving.app import Gateway, application
 from bco_ray.serving.http.api import Extension
 from bco_ray.storage.database import open_database
 from bco_ray.storage.registry import Registry
-from bco_ray.telemetry import logger
+from bco_ray.telemetry import configure_logging, logger
+from bco_ray.telemetry.meters import Meters, NoMeters, RayMeters
 from bco_ray.web.access import Caller, require
 
 _LOOK_SECONDS = 1.0
@@ -71,10 +73,10 @@ class FullGateway(Gateway):
     def _extras(self) -> dict[str, Any]:
         engine = open_database(self._args.storage, self._args.database)
         keys = KeyStore.open(self._args.storage, self._args.database)
-        return {"keys": keys, "more": extension(self._args, engine, keys)}
+        return {"keys": keys, "more": extension(self._args, engine, keys, RayMeters())}
 
 
-def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore) -> Extension:
+def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore, meters: Meters = NoMeters()) -> Extension:
     """The job service's routes over these stores."""
     read, submit, upload = (require(action) for action in ("read", "submit", "upload"))
     files = FileStore(engine, args.storage / "files")
@@ -82,7 +84,7 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore) -> Extension
     registry = Registry(args.storage)
     places = Places(named or (), lambda name: bool(registry.versions(name)), lambda: named is None and not keys.any())
     webhooks, log = WebhookStore(engine), AuditLog(engine)
-    service = JobService(job_store(engine, webhooks), files, args.storage, places)
+    service = JobService(job_store(engine, webhooks, meters), files, args.storage, places)
     routers = [
         files_routes.router(files, caller=read, submit=upload),
         estimate_routes.router(service, submit=submit),
@@ -102,32 +104,33 @@ def write_down(log: AuditLog, who: Caller, action: str, target: str, **facts: An
         logger.error("not in the audit log: %s did %s to %s %s: %s", who.key_id, action, target, facts, error)
 
 
-def job_store(engine: sa.Engine, webhooks: WebhookStore) -> JobStore:
+def job_store(engine: sa.Engine, webhooks: WebhookStore, meters: Meters = NoMeters()) -> JobStore:
     """Whoever ends a job, its project's webhooks will be told."""
 
     def ended(connection: sa.Connection, job: Job) -> None:
         webhooks.enqueue(connection, job.project, _EVENTS[job.status], {"id": job.id})
 
-    return JobStore(engine, ended)
+    return JobStore(engine, ended, JobMetrics(meters).changed)
 
 
 class Jobs:
     """Looks after the jobs for as long as it lives; whoever replaces it goes on."""
 
     async def __init__(self, args: ServiceArgs) -> None:  # type: ignore[misc]  # Serve awaits it
+        configure_logging()
         engine = open_database(args.storage, args.database)
-        webhooks = WebhookStore(engine)
-
+        webhooks, meters = WebhookStore(engine), RayMeters()
+        metrics = JobMetrics(meters)
         keys = KeyStore.open(args.storage, args.database)
         room = Room(args.max_jobs, args.max_jobs_per_project, keys.running_jobs)
-        store = job_store(engine, webhooks)
-        reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room)
+        store = job_store(engine, webhooks, meters)
+        reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room, metrics)
         upkeep = Upkeep(FileStore(engine, args.storage / "files"), webhooks)
         turn = Lease(engine, "jobs", ray.get_runtime_context().gcs_address)
         self._looked = time.monotonic()
         tasks = [
             every(_LOOK_SECONDS, partial(self._look, turn, reconciler), "the jobs cannot be looked after"),
-            Deliverer(webhooks, Sender(allow_private=args.private_webhooks)).run(),
+            Deliverer(webhooks, Sender(allow_private=args.private_webhooks), told=metrics.delivered).run(),
             every(_UPKEEP_SECONDS, upkeep.run_once, "the upkeep failed"),
         ]
         if args.archive is not None:

@@ -32,7 +32,7 @@ from bco_ray.serving.versions.routed import RoutedCatalog
 from bco_ray.serving.versions.routes import Table
 from bco_ray.serving.versions.wanted import wanted
 from bco_ray.storage.feedback_log import FeedbackLog
-from bco_ray.telemetry import logger
+from bco_ray.telemetry import configure_logging, logger
 
 GATEWAY_REQUESTS = 5000
 """HTTP requests in progress in one gateway; the bound that matters is the engine's."""
@@ -72,6 +72,7 @@ class Director:
     """Follows the registry; the gateways ask it for the table and tell it what they are doing."""
 
     async def __init__(self, args: ServeArgs) -> None:  # type: ignore[misc]  # Serve awaits it
+        configure_logging()
         self._args = args
         self._fleet = ServeFleet(args)
         self._rollout = Rollout(args, self._fleet, check_version(args.storage), probe)
@@ -104,6 +105,7 @@ class Gateway:
     """Speaks HTTP, renders prompts, writes the log."""
 
     def __init__(self, args: ServeArgs, director: DeploymentHandle) -> None:
+        configure_logging()
         self._name = uuid.uuid4().hex
         self._log = FeedbackLog.open(args.storage)
         self._director = director

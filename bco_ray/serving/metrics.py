@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
@@ -29,6 +30,11 @@ class Metrics:
             "bco_request_seconds", "HTTP requests, to the last byte.", ["route", "status"],
             buckets=_REQUEST_SECONDS, registry=registry,
         )  # fmt: skip
+        self._turned_away = Counter(
+            "bco_turned_away", "HTTP requests answered 429: a full queue, or a limit of the key or project.", ["route"],
+            registry=registry,
+        )  # fmt: skip
+        self._ready = Gauge("bco_ready", "1 if the models answer.", registry=registry)
         self._answers = Counter("bco_answers", "Answers given.", ["model", "finish_reason"], registry=registry)
         self._tokens = Counter(
             "bco_tokens", "Tokens: prompt (cached among them), cached, completion.", ["model", "kind"],
@@ -62,6 +68,8 @@ class Metrics:
         if route in _PROBES:
             return
         self._requests.labels(route, f"{status // 100}xx").observe(seconds)
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            self._turned_away.labels(route).inc()
 
     def answered(self, model: str, prompt_tokens: int, cached: int, choices: list[Choice], timing: Timing) -> None:
         """Count one reply, or as much of it as there was."""
@@ -94,8 +102,9 @@ class Metrics:
         self._refused.set(refused)
         self._names = dict(names)
 
-    def render(self, load: Load | None) -> bytes:
+    def render(self, load: Load | None, *, ready: bool) -> bytes:
         """Prometheus' text format. `load` None: the engines do not say, and NaN stands for that."""
+        self._ready.set(ready)
         for name, gauge in self._load.items():
             gauge.set(getattr(load, name) if load else float("nan"))
         return generate_latest(self._registry)

@@ -14,12 +14,14 @@ from bco_ray.serving.args import ServeArgs
 from bco_ray.serving.engines.protocol import Adapter, Engine, GenRequest, Health, Load, TokenEvent
 from bco_ray.serving.pauses import keep_what_is_loaded
 from bco_ray.serving.versions.rollout import Home
+from bco_ray.telemetry import configure_logging
 
 
 class Model:
     """Holds the engine; an engine that is dead makes Serve replace the replica."""
 
     async def __init__(self, args: ServeArgs, home: Home) -> None:  # type: ignore[misc]  # Serve awaits it
+        configure_logging()
         self._engine = _engine(args, home)
         await self._engine.start()
         keep_what_is_loaded()

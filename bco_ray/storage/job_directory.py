@@ -1,6 +1,7 @@
 """Where a job of the job service and its driver on the cluster meet: `<storage>/jobs/<id>/`.
 
 spec.yaml      what to do; written by the service before the driver starts
+origin.json    likewise: the project, and the trace that the request for it belonged to
 attempt.json   the number of the newest attempt: an older driver that still lives gives way
 driver.log     all that the drivers printed, one attempt after the other
 progress.json  the phase and how far it is
@@ -34,6 +35,11 @@ class JobDirectory:
         if newest > number:
             raise StorageError(f"{self.path}: attempt {newest} has begun; attempt {number} gives way.")
         files.write_json(self.path / "attempt.json", number)
+
+    @property
+    def origin(self) -> Json:
+        """`project` and `traceparent`."""
+        return self._facts("origin") or {}
 
     @property
     def progress(self) -> Json:

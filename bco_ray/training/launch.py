@@ -152,7 +152,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from bco_ray.training.gang import TorchGang
     from bco_ray.training.loop import train
 
-    configure_logging()
+    configure_logging(run=Path(config["run"]).name)
     if config["device"] == "cuda":
         torch.cuda.set_device(ray.train.torch.get_device())
     gang, journal = TorchGang(), RunJournal(Path(config["run"]))

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bco_ray.errors import BcoError
-from bco_ray.telemetry import logger
+from bco_ray.telemetry import log_context, logger
 from bco_ray.web.errors import ApiError, as_api_error
 from bco_ray.web.hosts import check_host
 
@@ -183,7 +183,8 @@ class Access:
         except (ApiError, BcoError) as error:
             return await _refusal(scope, error)(scope, receive, send)
         scope["bco_caller"] = caller
-        return await self._app(scope, receive, _adding(headers, send) if headers else send)
+        with log_context(project=caller.project):
+            return await self._app(scope, receive, _adding(headers, send) if headers else send)
 
     async def _caller(self, scope: Scope) -> Caller:
         """Raises ApiError: 401, and 403 for a foreign host. A page votes without a key: its route asks for the token

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bco_ray.telemetry import log_context, span
 from bco_ray.web.errors import ApiError
 
 MAX_BODY_BYTES = 32 << 20
@@ -29,8 +31,8 @@ _NO_LARGER: Mapping[str, int] = MappingProxyType({})
 
 
 class Edge:
-    """Gives the request an id, refuses what a foreign page sends and bodies that are too large, whether they say so or
-    not, and takes the time.
+    """Gives the request an id, which its log lines tell, and a span; refuses what a foreign page sends and bodies that
+    are too large, whether they say so or not; and takes the time.
 
     `origins`: whose pages may send, besides our own. `send_request_id` False: a proxy in front sends `x-request-id`.
     `larger`: the paths whose bodies may have other sizes than MAX_BODY_BYTES, and which.
@@ -57,6 +59,13 @@ class Edge:
         headers = Headers(scope=scope)
         request_id = headers.get("x-request-id") or f"req-{secrets.token_hex(12)}"
         scope["bco_request_id"], scope["bco_sends_request_id"] = request_id, self._send_request_id
+        about = {"url.path": scope["path"], "bco.request_id": request_id}
+        with log_context(request_id=request_id), span(scope["method"], headers.get("traceparent"), about) as traced:
+            return await self._answer(scope, receive, send, traced)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, traced: Any) -> None:
+        """`traced`: the request's span, whose name is its route's once that is known."""
+        headers, request_id = Headers(scope=scope), scope["bco_request_id"]
         limit_bytes = self._larger.get(scope["path"], MAX_BODY_BYTES)
         status, began = 0, time.perf_counter()
 
@@ -78,6 +87,9 @@ class Edge:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._served(route, status or 500, time.perf_counter() - began)
+            if traced is not None:
+                traced.update_name(f"{scope['method']} {route}")
+                traced.set_attribute("http.response.status_code", status or 500)
 
     def _refused(self, method: str, headers: Headers, limit_bytes: int) -> ApiError | None:
         """Why nothing is done. A page may send some kinds of requests anywhere; it only cannot read the reply."""

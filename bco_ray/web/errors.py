@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from bco_ray.errors import BcoError, ConflictError, StorageError
 from bco_ray.storage.feedback_rows import ExpiredError, NotFoundError
-from bco_ray.telemetry import logger
+from bco_ray.telemetry import log_context, logger
 
 UNSUPPORTED = "unsupported_parameter"
 
@@ -121,10 +121,11 @@ def _respond(request: Request, error: Exception, answer: ApiError) -> JSONRespon
     request_id = request.scope.get("bco_request_id", "")
     if answer.status >= 500:
         unforeseen = error if answer.code == "internal_error" else None
-        logger.error("request %s: %s", request_id, error, exc_info=unforeseen)
+        with log_context(request_id=request_id):  # an unforeseen one comes here from outside of Edge (edge.py)
+            logger.error("request %s: %s", request_id, error, exc_info=unforeseen)
     headers = dict(answer.headers)
     if answer.status == 405:
         headers["Allow"] = _allowed(request)
     if answer.code == "internal_error" and request.scope.get("bco_sends_request_id"):
-        headers["x-request-id"] = request_id  # this handler runs outside of Edge (edge.py)
+        headers["x-request-id"] = request_id  # as above
     return JSONResponse(answer.body, answer.status, headers)

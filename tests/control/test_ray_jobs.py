@@ -1,7 +1,8 @@
-"""What Ray's Jobs API says, and what it means."""
+"""What a submission takes along, and what Ray's Jobs API means by what it says."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,3 +34,17 @@ def test_unknown_is_what_ray_has_never_heard_of(tmp_path: Path) -> None:
 def test_any_other_trouble_says_nothing_of_the_job(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(ClusterError):
         asking(tmp_path, error).state("ftjob-404a-1")
+
+
+def test_a_driver_and_its_workers_know_whose_their_log_lines_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: str) -> None:
+        raise RuntimeError("Request failed with status code 404: Job ftjob-1-2 does not exist")
+
+    sent: dict[str, Any] = {}
+    jobs = RayJobs(Path("/storage"))
+    vars(jobs)["_client"] = SimpleNamespace(get_job_status=unknown, submit_job=lambda **options: sent.update(options))
+    monkeypatch.setenv("BCO_LOG_FORMAT", "json")
+    jobs.submit("ftjob-1-2", "ftjob-1", 2)
+    environment = sent["runtime_env"]["env_vars"]
+    assert environment["BCO_LOG_FORMAT"] == "json"
+    assert json.loads(environment["BCO_LOG_CONTEXT"]) == {"job_id": "ftjob-1", "attempt": 2}

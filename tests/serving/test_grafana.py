@@ -31,7 +31,7 @@ def exposed() -> dict[str, set[str]]:
     metrics.voted(vote)
     metrics.switched({"helper": "helper/1"}, 0)
     metrics.switched({"helper": "helper/2"}, 0)
-    text = metrics.render(Load(0, 0)).decode()
+    text = metrics.render(Load(0, 0), ready=True).decode()
     families = list(text_string_to_metric_families(text))
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 

@@ -90,7 +90,7 @@ def test_switches_are_counted_by_name(table: Table) -> None:
     catalog = RoutedCatalog(engine, lambda table: metrics.switched(table.names, len(table.refused)))
     asyncio.run(catalog.switch(table))
     asyncio.run(catalog.switch(replace(table, generation=2, names={"helper": "helper/1", "helper@prod": "helper/2"})))
-    shown = metrics.render(None).decode()
+    shown = metrics.render(None, ready=True).decode()
     assert 'bco_switches_total{name="helper"} 1.0' in shown
     assert 'bco_serves{model="helper/1",name="helper"} 1.0' in shown
     assert 'bco_serves{model="helper/2",name="helper"}' not in shown

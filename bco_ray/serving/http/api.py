@@ -141,6 +141,7 @@ def _operations(catalog: Catalog, metrics: Metrics) -> APIRouter:
             load = await catalog.load()
         except BcoError:
             load = None  # the rest can still be told
-        return Response(metrics.render(load), media_type="text/plain; version=0.0.4; charset=utf-8")
+        ready = (await catalog.health()).ok
+        return Response(metrics.render(load, ready=ready), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return routes

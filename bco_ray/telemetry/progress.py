@@ -1,11 +1,7 @@
-"""What a person sees while work runs: one logger, bars on stderr, and the progress value that jobs report.
-
-stdout belongs to results (`--json` prints exactly one object there); everything here goes to stderr.
-"""
+"""What a person sees while work runs: bars and lines on stderr, and the progress value that jobs report."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,8 +14,10 @@ import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 
+from bco_ray.telemetry.logs import in_json, logger
+from bco_ray.telemetry.traces import span
+
 console = Console(stderr=True)
-logger = logging.getLogger("bco_ray")
 
 SECONDS_BETWEEN_LINES = 15
 """How often a phase says how far it is where there is no terminal to draw a bar on."""
@@ -31,15 +29,12 @@ Advance = Callable[[float, float | None, str], None]
 """`advance(done, total, note)`: total None means unknown."""
 
 
-def configure_logging(level: str = "INFO") -> None:
-    """Send our log lines to stderr, once; libraries stay at WARNING."""
-    if logger.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(level)
-    logger.propagate = False
+def tell(line: str, *, drawn: str | None = None) -> None:
+    """A line on stderr, `drawn` in rich's markup if there is that; where log lines are JSON it is one of them."""
+    if in_json():
+        logger.info("%s", line.strip())
+    else:
+        console.print(line if drawn is None else drawn, highlight=False, markup=drawn is not None, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -134,7 +129,7 @@ class Phases:
     def phase(self, name: str) -> Iterator[Reporter]:
         """A bar on a terminal, a line now and then elsewhere."""
         start = time.monotonic()
-        with self._bar() as bar:
+        with self._bar() as bar, span(name):
             task = bar.add_task(name, total=None, text="")
             line_at = start
 
@@ -145,15 +140,15 @@ class Phases:
                 bar.update(task, completed=progress.done, total=progress.total, text=text)
                 if self._as_lines and time.monotonic() - line_at > SECONDS_BETWEEN_LINES:
                     line_at = time.monotonic()
-                    console.print(f"  {name} {text}", highlight=False, markup=False)
+                    tell(f"  {name} {text}")
 
             self._told(name, Progress(0), "")
             report = Reporter(draw)
             yield report
         self.times.append(PhaseTime(name, time.monotonic() - start))
         if not self._quiet:
-            said = f"[green]✓[/] {name} [dim]{self.times[-1].seconds:.1f} s  {rich.markup.escape(report.note)}[/]"
-            console.print(said, highlight=False)
+            took = f"{self.times[-1].seconds:.1f} s  {report.note}"
+            tell(f"{name} {took}", drawn=f"[green]✓[/] {name} [dim]{rich.markup.escape(took)}[/]")
 
     @property
     def _as_lines(self) -> bool:

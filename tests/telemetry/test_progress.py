@@ -7,8 +7,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from bco_ray import telemetry
 from bco_ray.telemetry import Pace, Phases, Progress
+from bco_ray.telemetry import progress as drawn
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_no_pace_without_a_total_or_without_progress() -> None:
 def screen(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> StringIO:
     """What telemetry prints; a terminal, or not."""
     out = StringIO()
-    monkeypatch.setattr(telemetry, "console", Console(file=out, force_terminal=request.param, width=160))
-    monkeypatch.setattr(telemetry, "SECONDS_BETWEEN_LINES", -1)
+    monkeypatch.setattr(drawn, "console", Console(file=out, force_terminal=request.param, width=160))
+    monkeypatch.setattr(drawn, "SECONDS_BETWEEN_LINES", -1)
     return out
 
 
@@ -91,4 +91,16 @@ def test_a_phase_that_only_counts(screen: StringIO) -> None:
 def test_quiet_is_quiet(screen: StringIO) -> None:
     with Phases(quiet=True).phase("score") as advance:
         advance(1, 4)
+    assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize("screen", [False], indirect=True)
+def test_with_json_lines_nothing_else_is_said(screen: StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setenv("BCO_LOG_FORMAT", "json")
+    monkeypatch.setattr(drawn.logger, "info", lambda text, *values: told.append(text % values))
+    with Phases().phase("score") as advance:
+        advance(1, 4, "shard-0")
+    assert told[0] == "score 1/4 · shard-0"
+    assert told[1].startswith("score 0.")
     assert screen.getvalue() == ""
