@@ -21,7 +21,7 @@ from schemathesis.python.asgi import get_client, shutdown_lifespans
 
 from bco_ray.control import outgoing, wire
 from bco_ray.control.checkpoints import Checkpoint
-from bco_ray.control.http import job_routes
+from bco_ray.control.http import trail_routes
 from bco_ray.control.http.replies import File, FineTuningCheckpoint, FineTuningEvent
 from bco_ray.control.job import JobEvent, News
 from bco_ray.control.jobs import JobStore
@@ -168,7 +168,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     ending = threading.Thread(target=end_jobs, args=(jobs, reconciler, stop))
     found = Site(app, {"Authorization": f"Bearer {key}"}, jobs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job_routes, "FOLLOW_SECONDS", 0.05)
+        patch.setattr(trail_routes, "FOLLOW_SECONDS", 0.05)
         patch.setattr(outgoing, "resolved", lambda _: ["93.184.216.34"])  # no test asks a name server
         found.fill()
         ending.start()
