@@ -119,9 +119,10 @@ def said(client: openai.OpenAI) -> Any:
 
 def test_paused_it_frees_the_cluster_and_resumed_it_goes_on(client: openai.OpenAI) -> None:
     file = client.files.create(file=("votes.jsonl", votes()), purpose="fine-tune")
-    method: Any = {"type": "bco", "bco": {"hyperparameters": {"n_epochs": 60, "batch_size": 20}}}
+    method: Any = {"type": "bco", "bco": {"hyperparameters": {"batch_size": 20}}}
+    long = {**SMALL, "training": {**SMALL["training"], "num_train_epochs": 3000, "checkpoint": {"every_steps": 20}}}
     job = client.fine_tuning.jobs.create(
-        model="bot/1", training_file=file.id, method=method, suffix="slow", extra_body={"spec": SMALL}
+        model="bot/1", training_file=file.id, method=method, suffix="slow", extra_body={"spec": long}
     )
 
     def step() -> int:
