@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,20 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def no_models() -> Any:
+    """The catalog of a server that serves none."""
+    from bco_ray.serving.engines.protocol import Health, Load
+
+    async def health() -> Health:
+        return Health(True)
+
+    async def load() -> Load:
+        return Load(0, 0)
+
+    return SimpleNamespace(models=list, refused=dict, health=health, load=load)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -38,7 +38,6 @@ from bco_ray.control.webhooks import WebhookStore
 from bco_ray.errors import ConflictError
 from bco_ray.service.app import extension, job_store
 from bco_ray.service.args import ServiceArgs
-from bco_ray.serving.engines.protocol import Health, Load
 from bco_ray.serving.http.api import create_api
 from bco_ray.storage.database import open_database
 from bco_ray.storage.feedback_log import FeedbackLog
@@ -49,22 +48,6 @@ VOTES = b"".join(
     json.dumps({"prompt": f"q{n}", "completion": "yes", "label": bool(n % 2)}).encode() + b"\n" for n in range(20)
 )
 NASTY = "\x1b[2Jgone [bold]not bold[/] \x9b31m"
-
-
-class NoModels:
-    """A catalog without any."""
-
-    def models(self) -> list[Any]:
-        return []
-
-    def refused(self) -> dict[str, str]:
-        return {}
-
-    async def health(self) -> Health:
-        return Health(True)
-
-    async def load(self) -> Load:
-        return Load(0, 0)
 
 
 @dataclass
@@ -161,11 +144,11 @@ def again_and_again(act: Callable[[], None]) -> Iterator[None]:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_models: Any) -> Iterator[Site]:
     storage = tmp_path / "runs"
     args = ServiceArgs(model_id="m/1", model_dir=tmp_path, storage=storage)
     engine, keys, log = open_database(storage), KeyStore.open(storage), FeedbackLog.open(storage)
-    api = create_api(NoModels(), log, keys=keys, more=extension(args, engine, keys))  # type: ignore[arg-type]
+    api = create_api(no_models, log, keys=keys, more=extension(args, engine, keys))
     site = Site("", storage, job_store(engine, WebhookStore(engine)), keys)
     cluster: Any = SimpleNamespace(
         submit=lambda submission, *_: site.says.setdefault(submission, "running"),

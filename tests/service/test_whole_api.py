@@ -24,7 +24,6 @@ from bco_ray.control.webhooks import WebhookStore
 from bco_ray.errors import StorageError
 from bco_ray.service.app import extension, job_store
 from bco_ray.service.args import ServiceArgs
-from bco_ray.serving.engines.protocol import Health, Load
 from bco_ray.serving.http.api import create_api
 from bco_ray.storage.database import open_database
 from bco_ray.storage.feedback_log import FeedbackLog
@@ -37,22 +36,6 @@ VOTES = b"".join(
     json.dumps({"prompt": f"q{n}", "completion": "yes", "label": bool(n % 2)}).encode() + b"\n" for n in range(20)
 )
 OPEN = {"/healthz", "/readyz"}
-
-
-class NoModels:
-    """A catalog without any."""
-
-    def models(self) -> list[Any]:
-        return []
-
-    def refused(self) -> dict[str, str]:
-        return {}
-
-    async def health(self) -> Health:
-        return Health(True)
-
-    async def load(self) -> Load:
-        return Load(0, 0)
 
 
 @dataclass
@@ -76,10 +59,10 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path, no_models: Any) -> Iterator[Site]:
     args = ServiceArgs(model_id="m/1", model_dir=tmp_path, storage=tmp_path, allowed_places=["/models"])
     engine, keys, log = open_database(tmp_path), KeyStore.open(tmp_path), FeedbackLog.open(tmp_path)
-    app = create_api(NoModels(), log, keys=keys, more=extension(args, engine, keys))  # type: ignore[arg-type]
+    app = create_api(no_models, log, keys=keys, more=extension(args, engine, keys))
     says: dict[str, RayState] = {}
     cluster: Any = SimpleNamespace(
         submit=lambda submission, *_: says.setdefault(submission, "running"),

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from bco_ray.control.keys import KeyStore, Limits
-from bco_ray.serving.engines.protocol import Health, Load
 from bco_ray.serving.http.api import create_api
 from bco_ray.serving.http.settings import Settings
 from bco_ray.storage.feedback_log import FeedbackLog
@@ -28,31 +27,15 @@ FOREIGN = [
 ]
 
 
-class Idle:
-    """A catalog without models."""
-
-    def models(self) -> list[Any]:
-        return []
-
-    def refused(self) -> dict[str, str]:
-        return {}
-
-    async def health(self) -> Health:
-        return Health(True)
-
-    async def load(self) -> Load:
-        return Load(0, 0)
-
-
 @pytest.fixture
 def keys(tmp_path: Path) -> KeyStore:
     return KeyStore.open(tmp_path)
 
 
 @pytest.fixture
-def client(tmp_path: Path, keys: KeyStore) -> Any:
+def client(tmp_path: Path, keys: KeyStore, no_models: Any) -> Any:
     settings, log = Settings(cors_origins=("https://app.example",)), FeedbackLog.open(tmp_path)
-    with TestClient(create_api(Idle(), log, settings, keys=keys), "http://127.0.0.1:8000") as found:  # type: ignore[arg-type]
+    with TestClient(create_api(no_models, log, settings, keys=keys), "http://127.0.0.1:8000") as found:
         yield found
     log.close()
 
