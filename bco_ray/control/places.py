@@ -20,12 +20,14 @@ _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(/\d+|@[A-Za-z0-9_-]+)?")
 @dataclass(frozen=True)
 class Places:
     """`allowed`: directories and URIs (`/models`, `s3://bucket/prefix`), with all that is below; every place as long as
-    `unguarded` says so. Registered models, which `registered` knows, and the server's own log are always allowed.
+    `unguarded` says so. Registered models, which `registered` knows, the directory that is `served`, and the server's own
+    log are always allowed.
     """
 
     allowed: Sequence[str]
     registered: Callable[[str], bool]
     unguarded: Callable[[], bool] = lambda: False
+    served: Path | None = None
 
     def check(self, field: str, place: str, use: Use) -> None:
         """Raises SpecError."""
@@ -36,8 +38,11 @@ class Places:
     def _ours(self, place: str, use: Use) -> bool:
         if use == "model":
             match = _NAMED.fullmatch(place)
-            return match is not None and self.registered(match[1])
+            return (match is not None and self.registered(match[1])) or self._is_served(place)
         return use == "log" and _OWN_LOG.fullmatch(place) is not None
+
+    def _is_served(self, place: str) -> bool:
+        return self.served is not None and place.startswith("/") and Path(place) == self.served.absolute()
 
     def _below_allowed(self, place: str, use: Use) -> bool:
         """`..` is nowhere needed, and after a wildcard nobody could say where it leads."""

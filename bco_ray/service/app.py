@@ -80,11 +80,8 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore, meters: Mete
     """The job service's routes over these stores."""
     read, submit, upload = (require(action) for action in ("read", "submit", "upload"))
     files = FileStore(engine, args.storage / "files")
-    named = args.allowed_places
-    registry = Registry(args.storage)
-    places = Places(named or (), lambda name: bool(registry.versions(name)), lambda: named is None and not keys.any())
     webhooks, log = WebhookStore(engine), AuditLog(engine)
-    service = JobService(job_store(engine, webhooks, meters), files, args.storage, places)
+    service = JobService(job_store(engine, webhooks, meters), files, args.storage, _places(args, keys))
     routers = [
         files_routes.router(files, caller=read, submit=upload),
         estimate_routes.router(service, submit=submit),
@@ -94,6 +91,16 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore, meters: Mete
     ]
     larger = {"/v1/files": files_routes.MAX_UPLOAD_BYTES, "/v1/fine_tuning/jobs": job_routes.MAX_BODY_BYTES}
     return Extension(routers, job_routes.as_api_error, larger, partial(write_down, log))
+
+
+def _places(args: ServiceArgs, keys: KeyStore) -> Places:
+    named, registry = args.allowed_places, Registry(args.storage)
+    return Places(
+        allowed=named or (),
+        registered=lambda name: bool(registry.versions(name)),
+        unguarded=lambda: named is None and not keys.any(),
+        served=args.model_dir,
+    )
 
 
 def write_down(log: AuditLog, who: Caller, action: str, target: str, **facts: Any) -> None:

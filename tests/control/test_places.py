@@ -56,5 +56,13 @@ def test_refused(places: Places, tmp_path: Path, place: str, use: Any) -> None:
     assert not allowed(places, place.replace("{here}", str(tmp_path)), use)
 
 
+def test_the_directory_that_is_served_may_be_trained_and_nothing_in_it(tmp_path: Path) -> None:
+    places = Places([], lambda _: False, served=tmp_path)
+    assert allowed(places, str(tmp_path), "model")
+    assert not allowed(places, str(tmp_path), "log")
+    for place in (f"{tmp_path}/x", f"{tmp_path}/x/..", str(tmp_path.parent), "."):
+        assert not allowed(places, place, "model")
+
+
 def test_everything_as_long_as_nobody_is_kept_out() -> None:
     assert allowed(Places([], lambda _: False, lambda: True), "/etc/passwd", "write")
