@@ -20,8 +20,8 @@ _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(/\d+|@[A-Za-z0-9_-]+)?")
 @dataclass(frozen=True)
 class Places:
     """`allowed`: directories and URIs (`/models`, `s3://bucket/prefix`), with all that is below; every place as long as
-    `unguarded` says so. Registered models, which `registered` knows, the directory that is `served`, and the server's own
-    log are always allowed.
+    `unguarded` says so. Registered models, which `registered` knows, the directory that is `served`, and the server's
+    own log are always allowed.
     """
 
     allowed: Sequence[str]
