@@ -28,7 +28,7 @@ from bco_ray.storage.registry import Registry
 from bco_ray.storage.run_journal import RunJournal
 from bco_ray.testing.tiny import write_tiny_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.e2e]
+pytestmark = [pytest.mark.ray, pytest.mark.e2e, pytest.mark.soak]
 
 SERVER = Path(__file__).parents[1] / "service" / "whole_server.py"
 SECONDS = 400
@@ -181,7 +181,6 @@ def weights(server: Server, name: str) -> str:
     return files.sha256(Registry(server.storage).get(name, 1).directory / "model.safetensors")
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_a_driver_and_the_server_are_killed_while_jobs_train(server: Server) -> None:
     """One job loses its driver; the other only those who look after it, and is what an uninterrupted one is."""
@@ -237,7 +236,6 @@ def test_everything_is_killed_and_another_cluster_goes_on(server: Server) -> Non
     server.faults.report("job service", clusters_killed=1, jobs=3)
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_what_was_accepted_is_there_when_gateways_die(server: Server) -> None:
     """Each key is sent by two clients at once, again and again until it is answered."""

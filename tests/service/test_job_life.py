@@ -78,6 +78,13 @@ def ready(port: int) -> bool:
         return False
 
 
+def kill_driver(job_id: str) -> None:
+    """SIGKILL, as the machine would when memory is short."""
+    found = subprocess.run(["pgrep", "-f", f"pipeline.driver .*{job_id}"], capture_output=True, text=True, check=True)
+    for pid in map(int, found.stdout.split()):
+        os.kill(pid, signal.SIGKILL)
+
+
 def end_all(temporary: str) -> None:
     """Every process that names this cluster's directory."""
     found = subprocess.run(["pgrep", "-f", temporary], capture_output=True, text=True, check=False).stdout.split()
@@ -141,6 +148,8 @@ def test_paused_it_frees_the_cluster_and_resumed_it_goes_on(client: openai.OpenA
     assert client.fine_tuning.jobs.resume(job.id).status == "queued"
     until(lambda: step() > kept)
     assert client.fine_tuning.jobs.retrieve(job.id).attempt == 2  # type: ignore[attr-defined]
+    kill_driver(job.id)
+    until(lambda: client.fine_tuning.jobs.retrieve(job.id).attempt == 3 and step() > kept + 20)  # type: ignore[attr-defined]
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     until(lambda: freed(2))
     kept = client.fine_tuning.jobs.checkpoints.list(job.id).data[0].step_number
