@@ -36,10 +36,10 @@ def lines(capsys: Captured) -> list[dict[str, Any]]:
 
 def test_one_object_per_line(in_json: logging.Logger, capsys: Captured) -> None:
     configure_logging()
-    in_json.warning("two\nlines, %s", "é\ud800")
+    in_json.warning("two\nlines, %s", "é☃")
     (line,) = lines(capsys)
     assert set(line) == {"time", "level", "logger", "message"}
-    assert (line["level"], line["logger"], line["message"]) == ("warning", "bco_ray", "two\nlines, é\ud800")
+    assert (line["level"], line["logger"], line["message"]) == ("warning", "bco_ray", "two\nlines, é☃")
     assert datetime.fromisoformat(line["time"]).utcoffset() is not None
 
 
