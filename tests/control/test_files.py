@@ -287,7 +287,7 @@ def test_a_deletion_waits_for_a_job_that_is_being_made(engine: sa.Engine, store:
             hold(connection, "acme", file_id)
             deleting = pool.submit(store.delete, "acme", file_id)
             made = order(file_id)
-            row = {"created_at": 0, "status": "queued", "attempt": 0, "holds_cluster": False, "details": {}}
+            row = {"created_at": 0, "status": "queued", "attempt": 0, "holds_cluster": False}
             connection.execute(sa.insert(job_tables.jobs).values(**row, **vars(made)))
             time.sleep(0.2)
             assert not deleting.done()
