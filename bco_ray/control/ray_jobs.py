@@ -85,12 +85,18 @@ class RayJobs:
 
     @cached_property
     def _client(self) -> JobSubmissionClient:
-        return JobSubmissionClient(ray.get_runtime_context().gcs_address)
+        return JobSubmissionClient(cluster_address())
+
+
+def cluster_address() -> str:
+    """Of the cluster this process is connected to (Ray would start one for a process that is not)."""
+    address: str = ray.get_runtime_context().gcs_address
+    return address
 
 
 def stop_running(seconds: float) -> int:
     """Ask all drivers of jobs on this cluster to end with a checkpoint, wait so long at most, and say how many ran."""
-    client = JobSubmissionClient(ray.get_runtime_context().gcs_address)
+    client = JobSubmissionClient(cluster_address())
     running = [one.submission_id for one in client.list_jobs() if one.metadata and "attempt" in one.metadata
                and not one.status.is_terminal()]  # fmt: skip
     for submission in running:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import ray
 import sqlalchemy as sa
 from ray import serve
 from ray.serve import Application
@@ -28,7 +27,7 @@ from bco_ray.control.lease import Lease
 from bco_ray.control.metrics import JobMetrics
 from bco_ray.control.outgoing import Sender
 from bco_ray.control.places import Places
-from bco_ray.control.ray_jobs import RayJobs
+from bco_ray.control.ray_jobs import RayJobs, cluster_address
 from bco_ray.control.reconciler import Reconciler, Room
 from bco_ray.control.service import JobService
 from bco_ray.control.states import Status
@@ -133,7 +132,7 @@ class Jobs:
         store = job_store(engine, webhooks, meters)
         reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room, metrics)
         upkeep = Upkeep(FileStore(engine, args.storage / "files"), webhooks)
-        turn = Lease(engine, "jobs", ray.get_runtime_context().gcs_address)
+        turn = Lease(engine, "jobs", cluster_address())
         self._looked = time.monotonic()
         tasks = [
             every(_LOOK_SECONDS, partial(self._look, turn, reconciler), "the jobs cannot be looked after"),

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import ray
 
 from bco_ray.control.job import News, Order
 from bco_ray.control.requests import JobRequest, spec_of
@@ -38,8 +39,9 @@ def test_an_error_is_told_and_the_next_turn_comes(caplog: pytest.LogCaptureFixtu
     assert threading.get_ident() not in threads
 
 
-def test_jobs_looks_sweeps_and_archives(tmp_path: Path) -> None:
+def test_jobs_looks_sweeps_and_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside jobs: a cancelled one needs no cluster to lie in the archive, an upload that broke off goes."""
+    monkeypatch.setattr("bco_ray.service.app.cluster_address", lambda: "here")  # asked for, Ray would start one
     engine = open_database(tmp_path)
     request = JobRequest(model="/models/base", training_file="votes.jsonl")
     spec = spec_of(request, "ftjob-1", str(tmp_path), log="votes.jsonl", register_as="bot").model_dump(mode="json")
@@ -64,3 +66,4 @@ def test_jobs_looks_sweeps_and_archives(tmp_path: Path) -> None:
         await asyncio.gather(*jobs._tasks, return_exceptions=True)
 
     asyncio.run(asyncio.wait_for(until_done(), 30))
+    assert not ray.is_initialized()
