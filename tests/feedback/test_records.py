@@ -124,7 +124,8 @@ def test_rules_are_part_of_the_address(storage: Path) -> None:
     }
 
 
-def test_answers_and_votes_apart_are_joined(storage: Path) -> None:
+def answers_and_ratings(storage: Path) -> tuple[Path, Path]:
+    """Two logs that belong together."""
     answers = [
         {"id": f"chatcmpl-{n}", "object": "chat.completion", "model": "bot/1",
          "request": {"messages": [{"role": "user", "content": f"Question {n % 7}?"}]},
@@ -136,7 +137,11 @@ def test_answers_and_votes_apart_are_joined(storage: Path) -> None:
          "created_at": 1000 + n}
         for n in range(90)
     ]  # fmt: skip
-    log = write(storage / "answers.jsonl.gz", answers), write(storage / "ratings.jsonl", [*ratings, b"oops"])
+    return write(storage / "answers.jsonl.gz", answers), write(storage / "ratings.jsonl", [*ratings, b"oops"])
+
+
+def test_answers_and_votes_apart_are_joined(storage: Path) -> None:
+    log = answers_and_ratings(storage)
     directory, manifest = read(storage, *log)
     assert manifest.drops == {"invalid_json": 1, "neutral": 20, "no_response": 30}
     assert (manifest.read, manifest.kept) == (91, 40)
@@ -149,7 +154,7 @@ def test_answers_and_votes_apart_are_joined(storage: Path) -> None:
 
 def test_one_block_or_a_shuffle_give_the_same_bytes(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small log is settled in one block, a large one (and here the same) through the shuffles, cap included."""
-    log = (storage / "answers.jsonl.gz", storage / "ratings.jsonl", write(storage / "both.jsonl", votes(700)))
+    log = (*answers_and_ratings(storage), write(storage / "both.jsonl", votes(700)))
     directory, manifest = read(storage, *log, max_votes_per_user=20)
     first = {part.file: (directory / part.file).read_bytes() for part in manifest.parts}
     assert manifest.drops["over_user_cap"] > 0
