@@ -57,6 +57,7 @@ def no_models() -> Any:
     return SimpleNamespace(models=list, refused=dict, health=health, load=load)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests run in two processes (`-n 2`): a module in one of them, all that use the session's cluster in the same."""
     with_cluster = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}

@@ -189,7 +189,7 @@ def settings(site: Site) -> dict[str, Any]:
     return {
         "seed": 1,
         "headers": site.headers,
-        "request-timeout": 20,
+        "request-timeout": 75,  # an estimate may take 60
         "continue-on-failure": True,
         "generation": {"max-examples": 10, "deterministic": True, "database": "none", "no-shrink": True},
         "dictionaries": {names[place]: {"values": values} for place, values in site.known.items()},
