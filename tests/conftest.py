@@ -57,12 +57,12 @@ def no_models() -> Any:
     return SimpleNamespace(models=list, refused=dict, health=health, load=load)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the marks
+@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the marks; with pytest 9.2 it can tell nobody of them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests run in two processes (`-n 2`): a module in one of them, all that use the session's cluster in the same."""
     with_cluster = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_cluster else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_cluster else item.path.name))
 
 
 @pytest.fixture
