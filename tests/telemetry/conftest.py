@@ -18,6 +18,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
     logger, handlers, level = logs.logger, logs.logger.handlers[:], logs.logger.level
     propagate = logger.propagate
     logger.handlers.clear()
+    logger.propagate = True  # else pytest puts handlers of its own there for the test's time
     yield logger
     logger.handlers[:], logger.propagate = handlers, propagate
     logger.setLevel(level)
