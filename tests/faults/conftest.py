@@ -1,6 +1,6 @@
 """The kill harness of all fault tests: processes with a kill armed at a file operation, and their certain end.
 
-BCO_FAULT_POINTS says how many kills a test makes where it samples (default 6), BCO_FAULT_SEED which ones (default 0),
+BCO_FAULT_POINTS says how many kills a test makes where it samples (default 3), BCO_FAULT_SEED which ones (default 0),
 BCO_FAULT_REPORT names a file that gets one JSON line per test with what was counted.
 """
 
@@ -25,7 +25,7 @@ from typing import TypeVar
 import pytest
 
 HERE = Path(__file__).parent
-POINTS = int(os.environ.get("BCO_FAULT_POINTS", "6"))
+POINTS = int(os.environ.get("BCO_FAULT_POINTS", "3"))
 SEED = int(os.environ.get("BCO_FAULT_SEED", "0"))
 Tally = Callable[[str, dict[str, int]], None]
 
