@@ -24,7 +24,7 @@ _UNION_MEMBER = re.compile(
 
 def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
     """The spec in a YAML file, with `a.b=value` overrides applied. Raises SpecError."""
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

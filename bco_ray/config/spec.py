@@ -176,7 +176,7 @@ TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class OutputSpec(Section):
-    """Where everything is written (a local directory), and the registry name of the trained model (None: the job's).
+    """Where everything is written (a directory, s3://, gs://), and the trained model's registry name (None: the job's).
 
     `trackers` get every step's metrics too, as they come; they need `pip install 'bco-ray[trackers]'`.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from bco_ray.storage import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +60,9 @@ def draw_curves(metrics: Sequence[Row], path: Path, *, title: str, panels: Panel
     for axes in figure.axes[-side:]:
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    files.write_bytes(path, drawn.getvalue())
 
 
 def series(metrics: Sequence[Row], key: str) -> Values:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy
@@ -18,6 +17,7 @@ from bco_ray.models.loading import load_frozen
 from bco_ray.models.packing import fill_packs, lay_out
 from bco_ray.models.policy import Policy
 from bco_ray.objective.density import auc
+from bco_ray.storage import files, parquet
 from bco_ray.storage.ragged import Ragged
 from bco_ray.storage.scored import ScoredManifest
 
@@ -56,7 +56,8 @@ class RewardScorer:
 
     def __call__(self, shards: pa.Table) -> pa.Table:
         """`file` names shards; a few numbers per validation row come out, train rows are passed over."""
-        return pa.concat_tables([self._judge(pq.read_table(path)) for path in shards["file"].to_pylist()])
+        paths = map(files.path_of, shards["file"].to_pylist())
+        return pa.concat_tables([self._judge(parquet.read_table(path)) for path in paths])
 
     @torch.inference_mode()
     def _judge(self, shard: pa.Table) -> pa.Table:

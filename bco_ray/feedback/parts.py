@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +18,8 @@ from bco_ray.storage import files
 from bco_ray.storage.records import PartFacts
 
 ROWS_PER_PART = 8192
-FACTS = pa.schema([("parts", pa.list_(pa.string())), ("statistics", pa.large_string())])
+FACTS = pa.schema([("parts", pa.list_(pa.string())), ("files", pa.string()), ("statistics", pa.large_string())])
+"""Of one bucket: PartFacts, what a manifest says of each part, LogSums; all as JSON."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,11 @@ class PartStage:
         buckets = votes["bucket"]
         for bucket in sorted(pc.unique(buckets).to_pylist()):
             rows = self._ordered(votes.filter(pc.equal(buckets, bucket)))
-            parts = [self._write(bucket, n, rows) for n in range(0, rows.num_rows, ROWS_PER_PART)]
-            facts = {"parts": [part.model_dump_json() for part in parts]}
+            written = [self._write(bucket, n, rows) for n in range(0, rows.num_rows, ROWS_PER_PART)]
+            facts = {
+                "parts": [part.model_dump_json() for part, _ in written],
+                "files": json.dumps({part.file: facts for part, facts in written}),
+            }
             sums = {"statistics": json.dumps(LogSums.of(rows).state_dict())}
             yield pa.Table.from_pylist([facts | sums], schema=FACTS)
 
@@ -47,11 +52,13 @@ class PartStage:
         keys = [(name, "ascending") for name in ("prompt_hash", "_order", "position", "entry")]
         return votes.append_column("_order", order).sort_by(keys).select(SETTLED.names).cast(SETTLED)
 
-    def _write(self, bucket: int, start: int, votes: pa.Table) -> PartFacts:
+    def _write(self, bucket: int, start: int, votes: pa.Table) -> tuple[PartFacts, dict[str, Any]]:
         rows = votes.slice(start, ROWS_PER_PART).combine_chunks()
         name = f"part-{bucket:05d}-{start // ROWS_PER_PART:04d}.parquet"
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd")
-        files.write_bytes(self.directory / name, sink.getvalue().to_pybytes())
+        content = sink.getvalue().to_pybytes()
+        files.write_bytes(self.directory / name, content)
         chosen = int(pc.sum(rows["label"]).as_py() or 0)
-        return PartFacts(file=name, bucket=bucket, chosen=chosen, rejected=rows.num_rows - chosen)
+        part = PartFacts(file=name, bucket=bucket, chosen=chosen, rejected=rows.num_rows - chosen)
+        return part, files.facts_of(content)

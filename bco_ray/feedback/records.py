@@ -30,7 +30,7 @@ from bco_ray.feedback.sizes import unpacked_bytes
 from bco_ray.feedback.sources import SourceFile
 from bco_ray.feedback.statistics import LogSums
 from bco_ray.schema import RECORDS
-from bco_ray.storage import files, locations
+from bco_ray.storage import files, locations, parquet
 from bco_ray.storage.quarantine import Quarantine, Tally
 from bco_ray.storage.records import PartFacts, RecordsManifest, commit_records, load_records
 
@@ -81,13 +81,13 @@ def read_records(job: RecordsJob, progress: Progress) -> RecordsManifest:
         if files.is_committed(job.directory):
             return load_records(job.directory)
         files.clear_directory(job.directory)
-        parts, sums = _run(job, progress)
+        parts, written, sums = _run(job, progress)
         manifest = _manifest(job, parts, sums)
-        commit_records(job.directory, manifest)
+        commit_records(job.directory, manifest, written)
         return manifest
 
 
-def _run(job: RecordsJob, progress: Progress) -> tuple[list[PartFacts], LogSums]:
+def _run(job: RecordsJob, progress: Progress) -> tuple[list[PartFacts], files.Facts, LogSums]:
     """Only facts and sums come back to the driver, one small row per bucket."""
     rows = ray.data.read_datasource(LineSource(list(job.sources))).repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
     votes = _map(rows, job.importing)
@@ -102,12 +102,14 @@ def _run(job: RecordsJob, progress: Progress) -> tuple[list[PartFacts], LogSums]
         by_voter = job.together(_map(votes, job.settle), "voter")
         written = _map(job.together(_map(by_voter, cap), "bucket"), write)
     parts: list[PartFacts] = []
+    known: dict[str, dict[str, Any]] = {}
     sums = LogSums()
     for row in written.iter_rows():
         parts += [PartFacts.model_validate_json(facts) for facts in row["parts"]]
+        known |= json.loads(row["files"])
         sums = sums.merge(LogSums.from_state(json.loads(row["statistics"])))
         progress(sum(part.rows for part in parts), None, "votes settled")
-    return sorted(parts, key=lambda part: part.file), sums
+    return sorted(parts, key=lambda part: part.file), known, sums
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class CopyStage:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """`item` names the part and is returned."""
-        rows = pq.read_table(self.directory / item["file"]).select(RECORDS.names).cast(RECORDS)
+        rows = parquet.read_table(self.directory / item["file"]).select(RECORDS.names).cast(RECORDS)
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd")
         name = item["file"].removeprefix("part-")

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bco_ray.errors import ModelError
+from bco_ray.storage import files
+from bco_ray.storage.local_copies import local_copy
 
 LONGEST_INPUT = 512
 """Tokens read of a text if neither the tokenizer nor the model's config says how many it can."""
@@ -25,11 +27,13 @@ class Embedder(nn.Module):
 
     def __init__(self, directory: str | Path, *, dtype: torch.dtype) -> None:
         super().__init__()
-        if not (Path(directory) / "config.json").is_file():  # transformers would ask the hub for a name like that
+        config = files.path_of(str(directory)) / "config.json"
+        if not config.is_file():  # transformers would ask the hub for a name like that
             raise _unusable(directory, "it has no config.json")
         try:
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(directory))
-            self.encoder: Any = transformers.AutoModel.from_pretrained(str(directory), dtype=dtype)
+            there = str(local_copy(directory))
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(there)
+            self.encoder: Any = transformers.AutoModel.from_pretrained(there, dtype=dtype)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise _unusable(directory, next(iter(str(error).strip().splitlines()), type(error).__name__)) from None
         self.encoder.requires_grad_(False).eval()

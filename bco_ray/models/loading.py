@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from bco_ray.errors import ModelError, SpecError
 from bco_ray.storage import files
 from bco_ray.storage.disk_errors import disk_errors
+from bco_ray.storage.local_copies import local_copy
 
 CausalLM = Any
 """A transformers PreTrainedModel with a language-model head, or a peft model around one."""
@@ -27,7 +28,7 @@ _OTHER_FORMATS = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.pth"]
 
 def is_adapter(directory: str | Path) -> bool:
     """Whether the directory holds an adapter on top of another model."""
-    return (Path(directory) / ADAPTER_CONFIG).is_file()
+    return (files.path_of(str(directory)) / ADAPTER_CONFIG).is_file()
 
 
 def load_frozen(directory: str | Path, *, dtype: torch.dtype, quantization: str = "none") -> CausalLM:
@@ -37,7 +38,7 @@ def load_frozen(directory: str | Path, *, dtype: torch.dtype, quantization: str 
     `quantization` (none, nf4, int8) of the base's weights; they then lie where the computing is done.
     """
     base = _load_whole(base_of(directory), dtype, quantization)
-    lm = _with_adapter(base, Path(directory), dtype, is_trainable=False) if is_adapter(directory) else base
+    lm = _with_adapter(base, directory, dtype, is_trainable=False) if is_adapter(directory) else base
     return lm.requires_grad_(False).eval()
 
 
@@ -52,13 +53,13 @@ def load_policy(
     if adapter is None and quantization != "none":
         raise SpecError("model.quantization: quantised weights cannot be trained; set model.adapter to {type: lora}.")
     if adapter is None and is_adapter(directory):
-        lm = _merged(Path(directory), dtype)
+        lm = _merged(directory, dtype)
     elif adapter is None:
         lm = _load_whole(directory, dtype)
     elif is_adapter(directory):
-        _check_same_adapter(Path(directory), adapter)
+        _check_same_adapter(files.path_of(str(directory)), adapter)
         base = _load_whole(base_of(directory), dtype, quantization)
-        lm = _with_adapter(base, Path(directory), dtype, is_trainable=True)
+        lm = _with_adapter(base, directory, dtype, is_trainable=True)
     else:
         lm = _new_adapter(_load_whole(directory, dtype, quantization), adapter, dtype)
     return lm.eval()
@@ -86,8 +87,9 @@ def read_adapter(directory: str | Path, *, dtype: torch.dtype, device: Any) -> t
     import peft
 
     try:
-        config = peft.PeftConfig.from_pretrained(str(directory))
-        read = peft.utils.load_peft_weights(str(directory), device="cpu")
+        there = str(local_copy(directory))
+        config = peft.PeftConfig.from_pretrained(there)
+        read = peft.utils.load_peft_weights(there, device="cpu")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{directory}: cannot read the adapter: {_first_line(error)}") from None
     more = [name for name in _NOT_BY_ROW if getattr(config, name, None)]
@@ -140,7 +142,7 @@ def detach_adapter(lm: CausalLM, name: str) -> None:
 
 def export_model(lm: CausalLM, directory: Path, state: dict[str, torch.Tensor], tokenizer_from: str | Path) -> None:
     """Write what was trained (whole model or adapter) and its tokenizer as a directory that `from_pretrained` reads."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(tokenizer_from))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(local_copy(tokenizer_from, weights=False)))
     with disk_errors():
         lm.save_pretrained(directory, state_dict=state, safe_serialization=True)
         tokenizer.save_pretrained(directory)
@@ -155,7 +157,7 @@ def parameter_count(directory: str | Path) -> int:
 def skeleton(directory: str | Path, adapter: dict[str, Any] | None = None) -> CausalLM:
     """The base of `directory`, a LoRA adapter on it, as shapes alone (on torch's meta device). Raises ModelError."""
     try:
-        config = transformers.AutoConfig.from_pretrained(str(base_of(directory)))
+        config = _config_of(base_of(directory))
         with torch.device("meta"):
             lm = transformers.AutoModelForCausalLM.from_config(config)
             return lm if adapter is None else _new_adapter(lm, adapter, torch.float32)
@@ -165,7 +167,7 @@ def skeleton(directory: str | Path, adapter: dict[str, Any] | None = None) -> Ca
 
 def vocabulary_size(directory: str | Path) -> int:
     """Entries of the embedding table, from the config alone."""
-    config = transformers.AutoConfig.from_pretrained(str(base_of(directory)))
+    config = _config_of(base_of(directory))
     return int(config.get_text_config().vocab_size)
 
 
@@ -173,14 +175,14 @@ def base_of(directory: str | Path) -> str:
     """The whole model a directory stands on: itself, or what its adapter config names."""
     if not is_adapter(directory):
         return str(directory)
-    return str(json.loads((Path(directory) / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
+    return str(json.loads((files.path_of(str(directory)) / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
 
 
 def fingerprint(directory: str | Path) -> str:
     """A content address of a model directory: every file but cards and lineage, and the base of an adapter."""
-    path = Path(directory)
+    path = files.path_of(str(directory))
     kept = [p for p in files.list_files(path) if p.name not in ("README.md", "lineage.json") and p.name[0] != "."]
-    parts = {str(p.relative_to(path)): files.sha256(p) for p in kept}
+    parts = {p.relative_to(path).as_posix(): files.sha256(p) for p in kept}
     base = [fingerprint(base_of(path))] if is_adapter(path) else []
     return files.digest({"files": parts, "base": base})
 
@@ -209,17 +211,22 @@ def check_model_directory(path: Path) -> None:
 
 
 def _load_whole(directory: str | Path, dtype: torch.dtype, quantization: str = "none") -> CausalLM:
-    check_model_directory(Path(directory))
+    check_model_directory(files.path_of(str(directory)))
     how = {} if quantization == "none" else {"quantization_config": _quantized(quantization, dtype)}
     try:
         lm, told = transformers.AutoModelForCausalLM.from_pretrained(
-            str(directory), dtype=dtype, output_loading_info=True, **how
+            str(local_copy(directory)), dtype=dtype, output_loading_info=True, **how
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{directory}: cannot load the model: {_first_line(error)}") from None
     if missing := sorted(told["missing_keys"]):  # transformers would make them up
         raise ModelError(f"{directory}: {len(missing)} tensors are not in its weights, for example {missing[0]}.")
+    lm.name_or_path = str(directory)  # what peft writes down as an adapter's base: the place, not our copy of it
     return lm
+
+
+def _config_of(directory: str) -> Any:
+    return transformers.AutoConfig.from_pretrained(str(local_copy(directory, weights=False)))
 
 
 def _quantized(quantization: str, dtype: torch.dtype) -> Any:
@@ -246,10 +253,11 @@ def _new_adapter(base: CausalLM, adapter: dict[str, Any], dtype: torch.dtype) ->
     return _computing_in(dtype, peft.get_peft_model(base, config))
 
 
-def _with_adapter(base: CausalLM, directory: Path, dtype: torch.dtype, *, is_trainable: bool) -> CausalLM:
+def _with_adapter(base: CausalLM, directory: str | Path, dtype: torch.dtype, *, is_trainable: bool) -> CausalLM:
     import peft
 
-    return _computing_in(dtype, peft.PeftModel.from_pretrained(base, str(directory), is_trainable=is_trainable))
+    there = str(local_copy(directory))
+    return _computing_in(dtype, peft.PeftModel.from_pretrained(base, there, is_trainable=is_trainable))
 
 
 def _computing_in(dtype: torch.dtype, lm: CausalLM) -> CausalLM:
@@ -260,7 +268,7 @@ def _computing_in(dtype: torch.dtype, lm: CausalLM) -> CausalLM:
     return lm
 
 
-def _merged(directory: Path, dtype: torch.dtype) -> CausalLM:
+def _merged(directory: str | Path, dtype: torch.dtype) -> CausalLM:
     """The adapter's weights added to its base's, in float32. Raises ModelError where nobody has whole weights."""
     if transformers.integrations.is_deepspeed_zero3_enabled():
         raise ModelError(

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from bco_ray.errors import ModelError
 from bco_ray.models.loading import base_of, check_model_directory, is_adapter, vocabulary_size
+from bco_ray.storage.local_copies import local_copy
 from bco_ray.text import Tokenizer, end_of_turn_ids, load_tokenizer
 
 _WHOLE, _ADAPTER = "model.safetensors", "adapter_model.safetensors"
@@ -119,7 +120,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 def _base(directory: Path) -> Path:
     try:
-        base = Path(base_of(directory))
+        base = local_copy(base_of(directory))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{directory}: its adapter_config.json does not name its base: {error!r}") from None
     if not base.is_dir():

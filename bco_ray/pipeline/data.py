@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from bco_ray.config import DataSpec
 from bco_ray.feedback.identity import bucket_of
@@ -22,7 +21,7 @@ from bco_ray.pipeline.log import ResolvedLog, read_log, resolve_log
 from bco_ray.pipeline.report import CheckResult, DataReport, write_report
 from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.pipeline.run import score_job
-from bco_ray.storage import files
+from bco_ray.storage import files, parquet
 from bco_ray.storage.records import RecordsManifest, load_records
 from bco_ray.storage.scored import ScoredManifest
 from bco_ray.telemetry import Phases
@@ -35,14 +34,14 @@ OBJECT_STORE_BYTES = 500_000_000
 
 def check_log(data: DataSpec, storage: Path, phases: Phases, *, ups_suffice: bool = False) -> CheckResult:
     """Read and settle a log below `storage`, and judge it. `ups_suffice`: for a loss that takes thumbs-up alone."""
-    log = resolve_log(data, files.local_directory(str(storage)), demonstrations=ups_suffice)
+    log = resolve_log(data, files.storage_directory(str(storage)), demonstrations=ups_suffice)
     with cluster(workers=CHECK_WORKERS, object_store_bytes=OBJECT_STORE_BYTES):
         return check_result(log, read_log(log, phases), ups_suffice=ups_suffice)
 
 
 def import_log(data: DataSpec, storage: Path, out: str, phases: Phases) -> dict[str, Any]:
     """Settle a log and write it to `out` as a canonical one; says how much of it and what comes next."""
-    log = resolve_log(data, files.local_directory(str(storage)))
+    log = resolve_log(data, files.storage_directory(str(storage)))
     with cluster(workers=CHECK_WORKERS, object_store_bytes=OBJECT_STORE_BYTES):
         read_log(log, phases)
         with phases.phase("write") as advance:
@@ -87,7 +86,8 @@ def prompt_text(directory: Path, records: RecordsManifest, prompt_hash: int) -> 
     """The prompt column of the rows with that hash; only the parts of its bucket are read."""
     bucket = bucket_of(prompt_hash, records.bits)
     for part in (part for part in records.parts if part.bucket == bucket):
-        rows = pq.read_table(directory / part.file, columns=["prompt"], filters=[("prompt_hash", "=", prompt_hash)])
+        of_prompt = [("prompt_hash", "=", prompt_hash)]
+        rows = parquet.read_table(directory / part.file, columns=["prompt"], filters=of_prompt)
         if rows.num_rows:
             return str(rows["prompt"][0].as_py())
     return ""
@@ -98,7 +98,7 @@ def _shard_histograms(shards: Sequence[Path]) -> tuple[dict[str, dict[str, Any]]
     lengths = {"up": Histogram(), "down": Histogram()}
     counts = np.zeros(len(WEIGHT_EDGES) + 1, dtype=np.int64)
     for path in shards:
-        rows = pq.read_table(path, columns=["label", "n_tokens", "weight"])
+        rows = parquet.read_table(path, columns=["label", "n_tokens", "weight"])
         up_N = rows["label"].to_numpy(zero_copy_only=False).astype(bool)
         tokens_N, weight_N = rows["n_tokens"].to_numpy(), rows["weight"].to_numpy()
         for name, mask_N in (("up", up_N), ("down", ~up_N)):

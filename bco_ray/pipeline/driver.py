@@ -25,7 +25,7 @@ from bco_ray.errors import BcoError, ClusterError, InterruptedRunError  # noqa: 
 from bco_ray.pipeline.cluster import cluster_for  # noqa: E402
 from bco_ray.pipeline.resolve import ResolvedJob, resolve  # noqa: E402
 from bco_ray.pipeline.run import RunOutcome, run_job  # noqa: E402
-from bco_ray.storage import files  # noqa: E402
+from bco_ray.storage import disk, files  # noqa: E402
 from bco_ray.storage.job_directory import JobDirectory  # noqa: E402
 from bco_ray.telemetry import Phases, Progress, configure_logging, logger, span  # noqa: E402
 from bco_ray.training.metrics import MetricsLog  # noqa: E402
@@ -129,7 +129,7 @@ class _Written:
 @contextmanager
 def _into(log: Path) -> Iterator[None]:
     """All that this process and its children print goes to the job's log, which outlives the cluster."""
-    files.make_directory(log.parent)
+    disk.make_directory(log.parent)
     kept = os.dup(1), os.dup(2)
     with log.open("ab", buffering=0) as file:
         for number in (1, 2):

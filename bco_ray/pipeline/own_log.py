@@ -14,8 +14,9 @@ from pathlib import Path
 
 from bco_ray.errors import SpecError, StorageError
 from bco_ray.storage.database import DATABASE
-from bco_ray.storage.export import FeedbackManifest, export, load_manifest, verify_segments
+from bco_ray.storage.export import FeedbackManifest, export, load_manifest, newest_manifest, verify_segments
 from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.objects import ObjectPath
 from bco_ray.storage.registry import Registry
 
 _ENTRY = re.compile(r"feedback(?::(?:(?:(?P<since>\d+)\.\.)?(?P<until>\d+))?)?")
@@ -85,8 +86,9 @@ def _manifest(directory: Path, entry: str, number: str | int) -> FeedbackManifes
 
 
 def _newest(storage: Path, directory: Path) -> FeedbackManifest:
-    there = (storage / DATABASE).is_file()
-    manifest = export(FeedbackLog.open(storage), directory) if there else None
+    manifest = newest_manifest(directory)
+    if not isinstance(storage, ObjectPath) and (storage / DATABASE).is_file():
+        manifest = export(FeedbackLog.open(storage), directory)
     if manifest is None:
         raise SpecError(f"data.feedback: the server's log in {storage} has no votes yet (--storage names another).")
     return manifest

@@ -11,6 +11,7 @@ from typing import Any
 from bco_ray.config import load_spec
 from bco_ray.errors import ModelError, SpecError
 from bco_ray.models import loading
+from bco_ray.storage import files
 from bco_ray.storage.run_journal import RunJournal
 from bco_ray.training.metrics import MetricsLog
 
@@ -68,8 +69,10 @@ def tokens_per_worker_second(rows: Sequence[dict[str, Any]], events: Sequence[di
 
 def _finished(storage: Path) -> Iterator[Path]:
     """The newest first."""
-    models = sorted(storage.glob("runs/*/model"), key=lambda path: -path.stat().st_mtime)
-    return (path.parent for path in models[:MOST_RUNS])
+    runs = (storage / "runs").iterdir() if (storage / "runs").is_dir() else ()
+    finished = [run for run in runs if files.is_there(run / "model")]
+    newest = sorted(finished, key=lambda run: -(run / "outcome.json").stat().st_mtime)
+    return iter(newest[:MOST_RUNS])
 
 
 def _past(run: Path, *, on_gpu: bool) -> _Past | None:

@@ -13,6 +13,8 @@ from bco_ray.models import loading
 from bco_ray.objective import LOSSES
 from bco_ray.pipeline.log import ResolvedLog, resolve_log
 from bco_ray.storage import files
+from bco_ray.storage.local_copies import local_copy
+from bco_ray.storage.objects import is_uri
 from bco_ray.storage.registry import Registry
 from bco_ray.text import load_tokenizer
 from bco_ray.training.setup import ReferenceKind
@@ -104,10 +106,15 @@ class ResolvedJob:
             "records": self.log.directory.name,
             "validation": self.spec.data.validation,
             "scoring": self.spec.scoring.model_dump(exclude={"num_workers", "classifier"}),
-            "classifier": files.sha256(Path(self.spec.scoring.classifier)) if self.spec.scoring.classifier else None,
+            "classifier": self._classifier_digest,
             "max_length": self.spec.training.max_length,
             **self.reference_identity,
         }
+
+    @property
+    def _classifier_digest(self) -> str | None:
+        named = self.spec.scoring.classifier
+        return files.sha256(files.path_of(named)) if named else None
 
     @property
     def reference_identity(self) -> dict[str, object]:
@@ -171,10 +178,10 @@ def resolve(spec: JobSpec) -> ResolvedJob:
 
 def outline(spec: JobSpec) -> ResolvedJob:
     """As `resolve`, but no weights are read: without fingerprints the job's directories have no names yet."""
-    storage = files.local_directory(spec.output.storage)
+    storage = files.storage_directory(spec.output.storage)
     directory, reference = resolve_model(spec.model.base, storage, revision=spec.model.revision)
     reference_directory, reference_name = _resolve_reference(spec, storage, directory)
-    load_tokenizer(directory)  # a model that cannot be used is better refused now
+    load_tokenizer(local_copy(directory, weights=False))  # a model that cannot be used is better refused now
     loss = LOSSES[spec.objective.loss]
     log = resolve_log(spec.data, storage, spec.registry_name, demonstrations=loss.ups_suffice)
     bf16 = _wants_bf16(spec)
@@ -218,7 +225,9 @@ def resolve_model(base: str, storage: Path, *, revision: str | None = None) -> t
 
     A hub repository becomes its local snapshot, whose path ends in the commit. Raises ModelError.
     """
-    path = Path(base).expanduser()
+    path = files.path_of(base).expanduser()
+    if is_uri(base):
+        loading.check_model_directory(path)
     if path.exists():
         loading.check_model_directory(path.resolve())
         return str(path.resolve()), str(path.resolve())
@@ -254,7 +263,7 @@ def _resolve_scoring(spec: JobSpec, storage: Path) -> ScoringSpec:
     if scoring.embedding != "reference":
         changes["embedding"] = resolve_model(scoring.embedding, storage)[0]
     if scoring.classifier is not None:
-        path = Path(scoring.classifier).expanduser().resolve()
+        path = files.path_of(scoring.classifier).expanduser().resolve()
         path = path / "matching.json" if path.is_dir() else path
         if not path.is_file():
             raise SpecError(f"scoring.classifier: {path}: no such file; name a matching.json of an earlier run.")

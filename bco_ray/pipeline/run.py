@@ -85,7 +85,7 @@ def scoring_job(job: ResolvedJob) -> ScoringJob:
         target=scoring.target,
         min_density_ratio=scoring.min_density_ratio,
         max_density_ratio=scoring.max_density_ratio,
-        classifier=Path(scoring.classifier) if scoring.classifier else None,
+        classifier=files.path_of(scoring.classifier) if scoring.classifier else None,
     )
     return ScoringJob(
         directory=job.scored_directory,
@@ -115,7 +115,7 @@ def train_job(job: ResolvedJob, phases: Phases) -> None:
     """The trained model in `<run>/model`; continues from the newest checkpoint if there is one."""
     run = job.run_directory
     with phases.phase("train") as advance:
-        if (run / "model").is_dir():
+        if files.is_there(run / "model"):
             advance(1, 1, "was done already")
             return
         busy = "another process is training this run; wait for it, or stop it and try again."
@@ -172,7 +172,7 @@ def require_fresh_or_resume(job: ResolvedJob, *, resume: bool) -> None:
         started = bool(CheckpointStore(open_store(place)).steps())
     except OSError as error:
         raise StorageError(f"training.checkpoint.storage: {place}: cannot be read: {error}") from None
-    if started and not resume and not (job.run_directory / "model").is_dir():
+    if started and not resume and not files.is_there(job.run_directory / "model"):
         raise SpecError(
             f"{job.run_directory}: this run was interrupted. Continue it with --resume, or delete that directory "
             f"and {place} to start over."

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bco_ray.errors import StorageError
 from bco_ray.scoring.shards import write_table
 from bco_ray.scoring.tokens import KEY_BYTES
+from bco_ray.storage import parquet
 
 CACHED = pa.schema(
     [("key", pa.binary(KEY_BYTES)), ("values", pa.list_(pa.float32()))], metadata={"bco_ray": "cached/1"}
@@ -82,7 +82,7 @@ class ContentCache:
         """Remove `keys`, for an erasure; how many entries went. Files that held one are replaced or deleted."""
         unwanted, gone = pa.array(keys, pa.binary(KEY_BYTES)), 0
         for path in self._files(span):
-            table = pq.read_table(path)
+            table = parquet.read_table(path)
             rest = table.filter(pc.invert(pc.is_in(table["key"], value_set=unwanted)))
             gone += table.num_rows - rest.num_rows
             if not rest.num_rows:
@@ -99,7 +99,7 @@ class ContentCache:
 
 def _read(path: Path, wanted: pa.Array) -> pa.Table:
     try:
-        table = pq.read_table(path)
+        table = parquet.read_table(path)
     except pa.ArrowInvalid as error:
         raise StorageError(f"{path}: damaged ({error}). Delete it: what it held is computed again.") from None
     return table.filter(pc.is_in(table["key"], value_set=wanted))

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import DTypeLike
 
 from bco_ray.errors import DataError
+from bco_ray.storage import parquet
 
 BLOCK_ROWS = 1024
 _BLOCK_ROWS_OF_COUNTS = 2**16
@@ -42,7 +42,7 @@ class Prompts:
 def train_prompts(path: Path, *, embedded: bool = True) -> Iterator[Prompts]:
     """The train prompts of a file, block by block. Raises DataError where an embedding is not finite."""
     columns, block = ([*_COUNTS, "embedding"], BLOCK_ROWS) if embedded else (_COUNTS, _BLOCK_ROWS_OF_COUNTS)
-    with pq.ParquetFile(path) as file:
+    with parquet.opened(path) as file:
         for rows in file.iter_batches(block, columns=columns, use_threads=False):
             train = pc.equal(rows["split"], "train")
             rows = rows if train.true_count == len(rows) else rows.filter(train)

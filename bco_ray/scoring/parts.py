@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bco_ray.errors import StorageError
@@ -21,7 +20,7 @@ from bco_ray.schema import REFERENCE
 from bco_ray.scoring.cache import ContentCache, Span, Values
 from bco_ray.scoring.shards import distinct_prompts, prompts_name, shard_facts, write_table
 from bco_ray.scoring.tokens import KEYED, Tokenizing
-from bco_ray.storage import files
+from bco_ray.storage import files, parquet
 from bco_ray.storage.quarantine import Quarantine
 from bco_ray.storage.scored import ShardFacts
 
@@ -163,7 +162,7 @@ class PrepareStage:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """`item` names the part; it comes back with `pending` and the number of `rows` that were read."""
         part = item["file"]
-        records = pq.read_table(self.records / part)
+        records = parquet.read_table(self.records / part)
         tokens, refused = self.tokenizing(records)
         self.workplace.tokenized.write((part, 0), records.num_rows, refused)
         known = self.caches.find(tokens)
@@ -177,7 +176,7 @@ class PrepareStage:
 def read_tokens(path: Path) -> pa.Table:
     """KEYED rows that PrepareStage laid out."""
     try:
-        return pq.read_table(path).cast(KEYED)
+        return parquet.read_table(path).cast(KEYED)
     except FileNotFoundError:
         raise StorageError(f"{path}: missing: another run on the same data took it. Run it again.") from None
 

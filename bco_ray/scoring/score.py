@@ -5,7 +5,6 @@ Work is cut by the parts of the records, and a finished part stays finished: an 
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,7 +79,7 @@ def _score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest
         raise DataError(f"no row of {log.read} can be used: {_reasons(drops)}. See {records / 'quarantine'}.")
     require_classes(shards, drops, ups_suffice=job.ups_suffice)
     progress(log.kept, log.kept, "matching the prompts of thumbs-up and thumbs-down")
-    report = _weigh(shards, job)
+    report, written = _weigh(shards, job)
     _clear(job)
     manifest = ScoredManifest(
         inputs=job.inputs,
@@ -93,7 +92,7 @@ def _score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest
         matching=report,
         shards=shards,
     )
-    commit_scored(job.directory, manifest)
+    commit_scored(job.directory, manifest, written)
     return manifest
 
 
@@ -172,23 +171,22 @@ def _reasons(drops: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "none dropped"
 
 
-def _weigh(shards: Sequence[ShardFacts], job: ScoringJob) -> dict[str, Any]:
-    """Writes `matching.json` and the final shards; returns the report."""
+def _weigh(shards: Sequence[ShardFacts], job: ScoringJob) -> tuple[dict[str, Any], files.Facts]:
+    """Writes `matching.json` and the final shards; returns the report, and what a manifest says of the shards."""
     source = job.workplace.reference
     prompts = [source / prompts_name(shard.file) for shard in shards]
     matching, report = match_remotely(job.weighing, prompts)
     save_matching(job.directory, matching, report)
-    _write_shards([shard.file for shard in shards], WeightStage(source, job.directory, matching))
-    return report.as_json()
+    stage = WeightStage(source, job.directory, matching)
+    return report.as_json(), _write_shards([shard.file for shard in shards], stage)
 
 
-def _write_shards(names: Sequence[str], stage: WeightStage) -> None:
-    for _ in _items(names).map(stage).iter_rows():
-        pass
+def _write_shards(names: Sequence[str], stage: WeightStage) -> files.Facts:
+    rows = _items(names).map(stage).iter_rows()
+    return {row["file"]: {"bytes": row["bytes"], "sha256": row["sha256"]} for row in rows}
 
 
 def _clear(job: ScoringJob) -> None:
     """Leave nothing to be committed but results: no half-way shards, no scraps of a writer that was killed."""
-    shutil.rmtree(job.workplace.reference)
-    for scrap in job.directory.rglob(".*.tmp"):
-        scrap.unlink()
+    files.remove_tree(job.workplace.reference)
+    files.remove_scraps(job.directory)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from bco_ray.schema import PROMPTS, SCORED
 from bco_ray.scoring.matching import Matching
 from bco_ray.scoring.matching_prompts import embedding_column, embeddings
-from bco_ray.storage import files
+from bco_ray.storage import files, parquet
 from bco_ray.storage.scored import ShardFacts, pair_places
 
 
@@ -46,19 +46,18 @@ class WeightStage:
     matching: Matching | None
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """One shard; `item` names it and is returned."""
-        rows = pq.read_table(self.source / item["file"])
+        """One shard; `item` names it and is returned with what a manifest says of it."""
+        rows = parquet.read_table(self.source / item["file"])
         weight_N = rows["weight"].to_numpy().astype(np.float64)
         if self.matching is not None and len(weight_N):
             path = self.source / prompts_name(item["file"])
-            prompts = pq.read_table(path, columns=["prompt_hash", "embedding"])
+            prompts = parquet.read_table(path, columns=["prompt_hash", "embedding"])
             hash_N = rows["prompt_hash"].to_numpy()
             embedding_ND = embeddings(prompts, path)[np.searchsorted(prompts["prompt_hash"].to_numpy(), hash_N)]
             weight_N *= self.matching.weights(embedding_ND, hash_N, rows["label"].to_numpy(zero_copy_only=False))
         column = pa.array(weight_N.astype(np.float32))
         scored = rows.set_column(rows.schema.get_field_index("weight"), "weight", column)
-        write_table(self.target / item["file"], scored.cast(SCORED))
-        return item
+        return {**item, **write_table(self.target / item["file"], scored.cast(SCORED))}
 
 
 def shard_facts(name: str, rows: pa.Table) -> ShardFacts:
@@ -84,8 +83,10 @@ def shard_facts(name: str, rows: pa.Table) -> ShardFacts:
     )
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Parquet, atomically; the same rows give the same bytes. Embeddings (of PROMPTS) stay as they are."""
+def write_table(path: Path, table: pa.Table) -> dict[str, Any]:
+    """Parquet, atomically; the same rows give the same bytes. Embeddings (of PROMPTS) stay as they are. Returns what a
+    manifest says of the file.
+    """
     sink = pa.BufferOutputStream()
     small = [name for name in table.column_names if name != "embedding"]
     how: dict[str, Any] = {"compression": "zstd"}
@@ -93,4 +94,6 @@ def write_table(path: Path, table: pa.Table) -> None:
         compression = dict.fromkeys(small, "zstd") | {"embedding": "none"}
         how = {"compression": compression, "use_dictionary": small, "write_statistics": small}
     pq.write_table(table.combine_chunks(), sink, **how)
-    files.write_bytes(path, sink.getvalue().to_pybytes())
+    content = sink.getvalue().to_pybytes()
+    files.write_bytes(path, content)
+    return files.facts_of(content)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from bco_ray.errors import Refused
 from bco_ray.models.loading import base_of
 from bco_ray.schema import TOKENS, Message, Record, row_to_fields
+from bco_ray.storage.local_copies import local_copy
 from bco_ray.text import Encoded, Tokenizer, content_text, encode, end_of_turn_ids, load_tokenizer
 
 ROWS_AT_A_TIME = 256
@@ -124,5 +125,5 @@ def user_text(prompt: list[Message]) -> str:
 @lru_cache(maxsize=4)
 def _tokenizer(directory: str) -> tuple[Tokenizer, frozenset[int]]:
     """With the ids that end a turn. Once per worker process, not once per part."""
-    tokenizer = load_tokenizer(directory)
-    return tokenizer, end_of_turn_ids(tokenizer, base_of(directory))
+    tokenizer = load_tokenizer(local_copy(directory, weights=False))
+    return tokenizer, end_of_turn_ids(tokenizer, local_copy(base_of(directory), weights=False))

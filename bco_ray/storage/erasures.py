@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bco_ray.errors import StorageError
-from bco_ray.storage import files
+from bco_ray.storage import files, parquet
 
 LEDGER = "erasures.jsonl"
 
@@ -83,7 +83,7 @@ class Amendment:
 
 def matching_rows(path: Path, matches: Matches) -> int:
     """How many rows of a Parquet file are to go; only its names are read."""
-    return int(pc.sum(matches(pq.read_table(path, columns=["id", "user"]))).as_py() or 0)
+    return int(pc.sum(matches(parquet.read_table(path, columns=["id", "user"]))).as_py() or 0)
 
 
 def drop_rows(path: Path, matches: Matches, amendment: Amendment) -> int:
@@ -91,7 +91,7 @@ def drop_rows(path: Path, matches: Matches, amendment: Amendment) -> int:
     found = matching_rows(path, matches)
     if found:
         amendment.begin()
-        rows = pq.read_table(path)
+        rows = parquet.read_table(path)
         write_rows(path, rows.filter(pc.invert(matches(rows))))
     return found
 
@@ -109,9 +109,3 @@ def renew_manifest(directory: Path, changes: Mapping[str, Any]) -> None:
     listed = {name: directory / name for name in manifest["files"] if (directory / name).is_file()}
     facts = {name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for name, path in listed.items()}
     files.write_json(directory / files.MANIFEST, {**manifest, **changes, "files": facts})
-
-
-def remove_torn(directory: Path) -> None:
-    """Files that a killed writer did not come to name; nobody may be writing below `directory`."""
-    for path in directory.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)

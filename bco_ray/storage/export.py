@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bco_ray.errors import StorageError
 from bco_ray.schema import RECORDS, Record, record_to_row
-from bco_ray.storage import erasures, files
+from bco_ray.storage import erasures, files, parquet
 from bco_ray.storage.database import reading
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.feedback_rows import ABORTED, left_out
@@ -132,7 +132,7 @@ def erase_segments(feedback_dir: Path, matches: erasures.Matches) -> int:
         return 0
     amendment = erasures.Amendment(feedback_dir)
     with files.locked(feedback_dir / ".export.lock"):
-        erasures.remove_torn(feedback_dir)
+        files.remove_scraps(feedback_dir)
         gone = sum(erasures.drop_rows(path, matches, amendment) for path in sorted(feedback_dir.glob("*.parquet")))
         if amendment.pending:
             for number in _numbers(feedback_dir):
@@ -150,7 +150,7 @@ def _renew(directory: Path, manifest: FeedbackManifest) -> None:
 
 def _as_it_is(directory: Path, segment: Segment) -> Segment:
     path = directory / segment.file
-    return segment.model_copy(update={"rows": pq.read_metadata(path).num_rows, "sha256": files.sha256(path)})
+    return segment.model_copy(update={"rows": parquet.read_metadata(path).num_rows, "sha256": files.sha256(path)})
 
 
 def _extend(connection: sa.Connection, directory: Path, last: FeedbackManifest | None, until: int) -> FeedbackManifest:

@@ -1,6 +1,7 @@
 """Files that are either whole or absent: atomic writes, digests, and directories committed by a manifest written last.
 
 A reader that finds `manifest.json` may trust every file the manifest names; one that does not find it sees nothing.
+A place is a local directory or one in an object store (`storage.objects.ObjectPath`): all of this works on both.
 """
 
 from __future__ import annotations
@@ -8,25 +9,41 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from bco_ray.errors import SpecError, StorageError
+from bco_ray.storage import disk, object_lock
+from bco_ray.storage.objects import ObjectPath, is_uri
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
+
+Facts = Mapping[str, Mapping[str, Any]]
+"""Name -> `bytes` and `sha256`."""
 
 
-def local_directory(uri: str) -> Path:
-    """The directory a storage setting names, created. Raises SpecError for object stores: not supported yet."""
-    if "://" in uri and not uri.startswith("file://"):
-        raise SpecError(f"output.storage: {uri}: only local (or mounted) directories can be written to so far.")
-    path = Path(uri.removeprefix("file://")).expanduser().resolve()
+def path_of(place: str) -> Path:
+    """A local path, or an ObjectPath, which can do what storage asks of a Path."""
+    return cast(Path, ObjectPath(place)) if is_uri(place) else Path(place)
+
+
+def storage_directory(place: str) -> Path:
+    """The directory that a storage setting names, created if it is local. Raises SpecError."""
+    return path_of(place.rstrip("/")) if is_uri(place) else local_directory(place)
+
+
+def local_directory(place: str) -> Path:
+    """A directory of this machine's, created. Raises SpecError."""
+    if "://" in place and not place.startswith("file://"):
+        raise SpecError(f"{place}: not a local directory; object stores that can be written to are s3:// and gs://.")
+    path = Path(place.removeprefix("file://")).expanduser().resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -36,45 +53,10 @@ def local_directory(uri: str) -> Path:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write so that `path` holds all of `data` or what it held before, also after a crash."""
-    make_directory(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-def make_directory(directory: Path) -> None:
-    """Create it and its parents, so that it is still there after a power cut."""
-    if not directory.is_dir():
-        make_directory(directory.parent)
-        directory.mkdir(exist_ok=True)
-        sync_directory(directory.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames inside `directory` durable."""
-    _sync(directory)
-
-
-def sync_tree(directory: Path) -> None:
-    """Make everything in and below `directory` durable, as it must be before a rename or a manifest makes it count."""
-    for path in (*directory.rglob("*"), directory):
-        if path.is_file() or path.is_dir():
-            _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+    else:
+        disk.write_bytes(path, data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -107,17 +89,32 @@ def digest(value: Any) -> str:
 
 def list_files(directory: Path) -> Iterator[Path]:
     """Every regular file below `directory`, sorted, but the manifest and a lock."""
-    unlisted = {directory / MANIFEST, directory / ".lock"}
-    return (p for p in sorted(directory.rglob("*")) if p.is_file() and p not in unlisted)
+    found = directory.rglob("*")
+    there = found if isinstance(directory, ObjectPath) else (path for path in sorted(found) if path.is_file())
+    return (p for p in there if p != directory / MANIFEST and p.relative_to(directory).parts[0] != LOCK)
 
 
-def commit_directory(directory: Path, facts: dict[str, Any]) -> None:
-    """Write the manifest: `facts` plus name, size and digest of every file. From here on the directory counts."""
-    sync_tree(directory)
-    files = {
-        str(p.relative_to(directory)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in list_files(directory)
-    }
-    write_json(directory / MANIFEST, {**facts, "files": files})
+def commit_directory(directory: Path, facts: dict[str, Any], known: Facts | None = None) -> None:
+    """Write the manifest: `facts` plus name, size and digest of every file. From here on the directory counts.
+
+    Files in `known` are not read again for it.
+    """
+    if not isinstance(directory, ObjectPath):
+        disk.sync_tree(directory)
+    known = known or {}
+    names = {p.relative_to(directory).as_posix(): p for p in list_files(directory)}
+    listed = {name: dict(known[name]) if name in known else file_facts(path) for name, path in names.items()}
+    write_json(directory / MANIFEST, {**facts, "files": listed})
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def facts_of(data: bytes) -> dict[str, Any]:
+    """What a manifest says of a file with that content."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def is_committed(directory: Path) -> bool:
@@ -135,20 +132,37 @@ def verify_directory(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def remove_tree(directory: Path) -> None:
+    """Everything below a directory, and itself. Raises FileNotFoundError if a local one is not there."""
+    if isinstance(directory, ObjectPath):
+        _mark_of(directory).unlink(missing_ok=True)
+        for path in list(directory.objects()):
+            path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(directory)
+
+
 def clear_directory(directory: Path) -> None:
     """Remove what an interrupted writer left in `directory`, which its caller holds the lock of."""
-    for path in directory.iterdir():
-        if path.name == ".lock":
+    for path in list(directory.iterdir()):
+        if path.name == LOCK:
             continue
         if path.is_dir():
-            shutil.rmtree(path)
+            remove_tree(path)
         else:
             path.unlink()
 
 
+def remove_scraps(directory: Path) -> None:
+    """Files anywhere below `directory` that a killed writer did not come to name; nobody may be writing there."""
+    if not isinstance(directory, ObjectPath):
+        for path in directory.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def remove_leftovers(directory: Path) -> None:
     """Remove the scratch files and directories of killed writers; nobody else may be writing in `directory`."""
-    for path in directory.glob(".*.tmp"):
+    for path in () if isinstance(directory, ObjectPath) else directory.glob(".*.tmp"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -157,11 +171,15 @@ def remove_leftovers(directory: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, busy: str | None = None, seconds: float = 0) -> Iterator[None]:
-    """Alone in the body among the processes that share the file system; a process that dies lets go.
+    """Alone in the body among the processes that share the storage; a process that dies lets go.
 
     Waits for its turn; with words in `busy` at most so long, then it raises StorageError with them.
     """
-    make_directory(path.parent)
+    if isinstance(path, ObjectPath):
+        with object_lock.held(path, busy=busy, seconds=seconds):
+            yield
+        return
+    disk.make_directory(path.parent)
     with path.open("w") as file:
         if busy is None:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -187,14 +205,38 @@ def _locked_within(file: IO[str], seconds: float) -> bool:
 
 @contextmanager
 def new_directory(final: Path) -> Iterator[Path]:
-    """A scratch directory beside `final` that becomes `final` if the body succeeds and disappears if it does not."""
+    """A local scratch directory that becomes `final` if the body succeeds and disappears if it does not.
+
+    `is_there` says whether it did: a local one by a rename, one in an object store by a mark that is uploaded last.
+    """
+    if isinstance(final, ObjectPath):
+        with tempfile.TemporaryDirectory(prefix="bco-new-") as made:
+            yield Path(made)
+            _upload(Path(made), final)
+        return
     scratch = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
-    make_directory(final.parent)
+    disk.make_directory(final.parent)
     scratch.mkdir()
     try:
         yield scratch
-        sync_tree(scratch)
+        disk.sync_tree(scratch)
         scratch.rename(final)
-        sync_directory(final.parent)
+        disk.sync_directory(final.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_there(directory: Path) -> bool:
+    """Whether `new_directory` made it, to its end."""
+    return _mark_of(directory).is_file() if isinstance(directory, ObjectPath) else directory.is_dir()
+
+
+def _upload(made: Path, final: ObjectPath) -> None:
+    remove_tree(cast(Path, final))  # what somebody who was killed here had uploaded
+    for path in list_files(made):
+        (final / path.relative_to(made).as_posix()).upload(path)
+    _mark_of(final).write_bytes(b"")
+
+
+def _mark_of(directory: ObjectPath) -> ObjectPath:
+    return directory.with_name(f".{directory.name}.whole")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bco_ray.errors import BcoError, DataError, SpecError, StorageError
-from bco_ray.storage import files
+from bco_ray.storage import disk
 
 BUFFER_BYTES = 4 << 20
 """What one request to an object store fetches when a file is read from front to back."""
@@ -72,7 +72,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     scheme, path = _split(uri)
     if scheme == "file":
         with _named(uri, StorageError):
-            files.write_bytes(Path(path), data)
+            disk.write_bytes(Path(path), data)
     else:
         write_stream(uri, [data])
 
@@ -111,13 +111,13 @@ def exists(uri: str) -> bool:
     return stat(uri) is not None
 
 
-def list_directory(uri: str, *, recursive: bool = False) -> list[Found]:
+def list_directory(uri: str, *, recursive: bool = False, missing_ok: bool = False) -> list[Found]:
     """Files and directories in a directory, sorted by URI. Raises DataError if there is none."""
     from pyarrow.fs import FileSelector
 
     with _named(uri, DataError):
         system, path = filesystem_of(uri)
-        infos = system.get_file_info(FileSelector(path, recursive=recursive))
+        infos = system.get_file_info(FileSelector(path, recursive=recursive, allow_not_found=missing_ok))
     return sorted((_found(_split(uri)[0], info) for info in infos), key=lambda found: found.uri)
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bco_ray.schema import QUARANTINE, schema_name
-from bco_ray.storage import files
+from bco_ray.storage import files, parquet
 
 _READ = b"rows_read"
 _NOTES = b"notes"
@@ -67,10 +67,10 @@ class Quarantine:
         """Sum the books, one file at a time."""
         read, drops, notes = 0, Counter[str](), Counter[str]()
         for path in self._files():
-            books = pq.read_schema(path).metadata or {}
+            books = parquet.read_schema(path).metadata or {}
             read += int(books[_READ])
             notes.update(json.loads(books.get(_NOTES, b"{}")))
-            counts = pc.value_counts(pq.read_table(path, columns=["reason"])["reason"]).to_pylist()
+            counts = pc.value_counts(parquet.read_table(path, columns=["reason"])["reason"]).to_pylist()
             drops.update({c["values"]: c["counts"] for c in counts})
         return Tally(read, dict(sorted(drops.items())), dict(notes))
 
@@ -81,17 +81,17 @@ class Quarantine:
         for path in self._files():
             if not any(wanted.values()):
                 break
-            for number, reason in enumerate(pq.read_table(path, columns=["reason"])["reason"].to_pylist()):
+            for number, reason in enumerate(parquet.read_table(path, columns=["reason"])["reason"].to_pylist()):
                 if wanted.get(reason, 0):
                     wanted[reason] -= 1
-                    found.setdefault(reason, []).extend(pq.read_table(path).slice(number, 1).to_pylist())
+                    found.setdefault(reason, []).extend(parquet.read_table(path).slice(number, 1).to_pylist())
         return dict(sorted(found.items()))
 
     def examples(self, count: int) -> list[dict[str, Any]]:
         """Up to `count` refused rows, in no particular order."""
         rows: list[dict[str, Any]] = []
         for path in self._files():
-            rows += pq.read_table(path).slice(0, count - len(rows)).to_pylist()
+            rows += parquet.read_table(path).slice(0, count - len(rows)).to_pylist()
             if len(rows) >= count:
                 break
         return rows
@@ -107,13 +107,13 @@ def blank_mentions(root: Path, mentions: Callable[[bytes], bool], begin: Callabl
     """
     blanked = 0
     for path in sorted(root.rglob("*.parquet")):
-        if (schema_name(pq.read_schema(path)) or "").startswith("quarantine/"):
+        if (schema_name(parquet.read_schema(path)) or "").startswith("quarantine/"):
             blanked += _blank(path, mentions, begin)
     return blanked
 
 
 def _blank(path: Path, mentions: Callable[[bytes], bool], begin: Callable[[], None]) -> int:
-    table = pq.read_table(path)
+    table = parquet.read_table(path)
     rows = table.to_pylist()
     named = [row for row in rows if mentions(row["raw"] or b"") or mentions((row["detail"] or "").encode())]
     for row in named:

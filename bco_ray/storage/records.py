@@ -9,11 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from bco_ray.errors import StorageError
-from bco_ray.storage import erasures, files
+from bco_ray.storage import erasures, files, parquet
 from bco_ray.storage.quarantine import blank_mentions
 
 
@@ -52,9 +51,9 @@ class RecordsManifest(BaseModel):
     parts: list[PartFacts] = Field(default_factory=list)
 
 
-def commit_records(directory: Path, manifest: RecordsManifest) -> None:
-    """Make the parts count: the manifest, with a digest of every part, is written last."""
-    files.commit_directory(directory, {"records": manifest.model_dump()})
+def commit_records(directory: Path, manifest: RecordsManifest, known: files.Facts | None = None) -> None:
+    """Make the parts count: the manifest, with a digest of every part, is written last. `known` ones are not read."""
+    files.commit_directory(directory, {"records": manifest.model_dump()}, known)
 
 
 def load_records(directory: Path) -> RecordsManifest:
@@ -77,7 +76,7 @@ def erase_records(
     The books stay balanced: what is gone was dropped as `erased`. Nobody else may erase at the same time.
     """
     amendment = erasures.Amendment(directory)
-    erasures.remove_torn(directory)
+    files.remove_scraps(directory)
     gone = sum(erasures.drop_rows(directory / p.file, matches, amendment) for p in load_records(directory).parts)
     blank_mentions(directory / "quarantine", mentions, amendment.begin)
     if amendment.pending:
@@ -104,11 +103,11 @@ def _recounted(directory: Path, manifest: RecordsManifest, statistics: Statistic
 
 
 def _part_as_it_is(directory: Path, part: PartFacts) -> PartFacts:
-    labels = pq.read_table(directory / part.file, columns=["label"])["label"]
+    labels = parquet.read_table(directory / part.file, columns=["label"])["label"]
     chosen = int(pc.sum(labels).as_py() or 0)
     return part.model_copy(update={"chosen": chosen, "rejected": len(labels) - chosen})
 
 
 def _buckets(directory: Path, parts: list[PartFacts]) -> Iterator[pa.Table]:
     for _, group in groupby(sorted(parts, key=lambda part: (part.bucket, part.file)), key=lambda part: part.bucket):
-        yield pa.concat_tables([pq.read_table(directory / part.file) for part in group])
+        yield pa.concat_tables([parquet.read_table(directory / part.file) for part in group])

@@ -21,6 +21,7 @@ from bco_ray.errors import ConflictError, ModelError
 from bco_ray.storage import aliases as book
 from bco_ray.storage import files
 from bco_ray.storage.aliases import CANDIDATE, Aliases
+from bco_ray.storage.local_copies import local_copy
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 ALIAS = r"[A-Za-z0-9_-]+"
@@ -65,7 +66,7 @@ class Registry:
         """Finished versions of `name`, ascending."""
         directory = self.root / name
         found = directory.iterdir() if directory.is_dir() else ()
-        return sorted(int(d.name) for d in found if d.name.isdigit() and (d / _LINEAGE).is_file())
+        return sorted(int(d.name) for d in found if d.name.isdigit() and files.is_there(d) and (d / _LINEAGE).is_file())
 
     def aliases(self, name: str) -> dict[str, int]:
         """Alias -> version."""
@@ -86,6 +87,7 @@ class Registry:
         """
         if known := self._of_run(name, lineage.get("run")):
             return known
+        source = local_copy(source)
         digests = _digests(source)
         with self._writing(name):
             if known := self._of_run(name, lineage.get("run")):
@@ -118,7 +120,7 @@ class Registry:
     def get(self, name: str, version: int) -> ModelVersion:
         """Raises ModelError naming the versions there are."""
         directory = self.root / name / str(version)
-        if not (directory / _LINEAGE).is_file():
+        if not (files.is_there(directory) and (directory / _LINEAGE).is_file()):
             raise UnknownVersionError(f"{name}/{version}: no such model version in {self.root}. {self._known(name)}")
         return ModelVersion(name, version, directory, files.read_json(directory / _LINEAGE))
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bco_ray.errors import StorageError
 from bco_ray.schema import SCORED
-from bco_ray.storage import files
+from bco_ray.storage import files, parquet
 
 TOMBSTONE: dict[str, Any] = {
     "id": None, "user": None, "weight": 0.0, "n_tokens": 2, "input_ids": [0, 0], "completion_mask": [False, True],
@@ -91,9 +91,9 @@ def _nth_of_its_kind(hashes: np.ndarray) -> list[tuple[int, int]]:
     return keys
 
 
-def commit_scored(directory: Path, manifest: ScoredManifest) -> None:
-    """Make the shards count: the manifest, with a digest of every shard, is written last."""
-    files.commit_directory(directory, {"scored": manifest.model_dump()})
+def commit_scored(directory: Path, manifest: ScoredManifest, known: files.Facts | None = None) -> None:
+    """Make the shards count: the manifest, with a digest of every shard, is written last. `known` ones are not read."""
+    files.commit_directory(directory, {"scored": manifest.model_dump()}, known)
 
 
 def load_scored(directory: Path) -> ScoredManifest:
@@ -115,7 +115,7 @@ def tombstone(directory: Path, matches: Callable[[pa.Table], pa.BooleanArray]) -
     erased = 0
     for shard in load_scored(directory).shards:
         path = directory / shard.file
-        table = pq.read_table(path)
+        table = parquet.read_table(path)
         matched = matches(table)
         if count := int(pc.sum(matched).as_py() or 0):
             content = _encoded(_buried(table, matched))

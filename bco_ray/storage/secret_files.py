@@ -7,7 +7,8 @@ import secrets
 from pathlib import Path
 
 from bco_ray.errors import StorageError
-from bco_ray.storage import files
+from bco_ray.storage import disk, files
+from bco_ray.storage.objects import ObjectPath
 
 LEAST_BYTES = 16
 
@@ -34,6 +35,9 @@ def _kept(path: Path) -> bytes:
 
 
 def _make(path: Path) -> None:
+    if isinstance(path, ObjectPath):  # as private as its bucket
+        path.write_bytes(secrets.token_hex(32).encode())
+        return
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # a killed maker's: a secret too
         leftover.unlink()
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
@@ -42,4 +46,4 @@ def _make(path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.rename(path)
-    files.sync_directory(path.parent)  # before anything is made with it
+    disk.sync_directory(path.parent)  # before anything is made with it

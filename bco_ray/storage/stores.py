@@ -18,7 +18,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from bco_ray.errors import DataError, StorageError
-from bco_ray.storage import files, locations
+from bco_ray.storage import disk, files, locations
 
 COPIED_AT_ONCE = 16 << 20
 
@@ -93,7 +93,7 @@ class DirectoryStore:
             scratch.replace(final)
         finally:
             scratch.unlink(missing_ok=True)
-        files.sync_directory(final.parent)
+        disk.sync_directory(final.parent)
         return fact
 
     def get(self, name: str) -> bytes:

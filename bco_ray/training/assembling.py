@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from bco_ray.errors import BcoError, TrainingError
 from bco_ray.objective import RewardShift
+from bco_ray.storage import files
 from bco_ray.storage.checkpoints import CheckpointStore, Keep
 from bco_ray.storage.run_journal import RunJournal
 from bco_ray.storage.scored import ScoredManifest, load_scored
@@ -49,7 +49,7 @@ def assemble(setup: TrainSetup, gang: Gang) -> Run:
     with together(gang, "start the trackers"):
         require(setup.trackers if gang.rank == 0 else ())
     with together(gang, "read the shards"):
-        manifest = load_scored(Path(setup.scored))
+        manifest = load_scored(files.path_of(setup.scored))
         reader = _reader(setup, manifest)
         plan = _plan(setup, reader)
     setup = _with_micro_batch(setup, gang, plan, reader)
@@ -58,13 +58,13 @@ def assemble(setup: TrainSetup, gang: Gang) -> Run:
         trainee = build(setup, gang, plan.total_steps)
     checkpoints = _checkpoints(setup, gang)
     share = Share(gang.rank, gang.size, setup.max_tokens_per_micro_batch)
-    journal = RunJournal(Path(setup.run))
-    metrics = MetricsLog(Path(setup.run) / "metrics.jsonl")
+    journal = RunJournal(files.path_of(setup.run))
+    metrics = MetricsLog(files.path_of(setup.run) / "metrics.jsonl")
     return Run(setup, gang, trainee, plan, reader, share, checkpoints, metrics, journal)
 
 
 def _checkpoints(setup: TrainSetup, gang: Gang) -> Checkpoints:
-    run = Path(setup.run)
+    run = files.path_of(setup.run)
     store = CheckpointStore(open_store(setup.checkpoint_storage or str(run / "checkpoints")))
     attempt = Attempt.begin(run, gang, store)
     keep = Keep(setup.checkpoint_keep, setup.checkpoint_keep_best, setup.checkpoint_best)
@@ -84,7 +84,7 @@ def _with_micro_batch(setup: TrainSetup, gang: Gang, plan: Plan, reader: ShardRe
     """With the size of micro-batches found, where the setup leaves it open: on a model that is then thrown away."""
     if setup.max_tokens_per_micro_batch:
         return setup
-    run = Path(setup.run)
+    run = files.path_of(setup.run)
     budget = dry_run.remembered(run)
     if budget is None:
         with together(gang, "load the model"):
@@ -102,7 +102,7 @@ def _reader(setup: TrainSetup, manifest: ScoredManifest) -> ShardReader:
     """A window may span two pools: as many shards as two pools have stay decoded."""
     shards_per_pool = -(-len(manifest.shards) * setup.pool_rows // max(1, manifest.kept))
     units = setup.objective.kind.units
-    return ShardReader(Path(setup.scored), manifest, units=units, cached_shards=2 * shards_per_pool)
+    return ShardReader(files.path_of(setup.scored), manifest, units=units, cached_shards=2 * shards_per_pool)
 
 
 def _plan(setup: TrainSetup, reader: ShardReader) -> Plan:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from bco_ray.errors import TrainingError
-from bco_ray.storage.run_journal import Event, RunJournal
+from bco_ray.storage import files
+from bco_ray.storage.run_journal import Event, Mark, RunJournal
 from bco_ray.training import dry_run, stopping
 from bco_ray.training.failures import (
     RETRY_SECONDS,
@@ -91,7 +91,7 @@ class Attempts:
         self._start = start
         self._room = room
         self._pause = pause
-        self._run = Path(setup.run)
+        self._run = files.path_of(setup.run)
         self._journal = RunJournal(self._run)
         self._resize_seconds = limits.resize_seconds
         self._in_a_row = 0
@@ -117,7 +117,7 @@ class Attempts:
     def _until_finished(self) -> dict[str, Any]:
         workers = size_for(self._situation(0, Cause("lost", "")))
         while True:
-            began = self._journal.size
+            began = self._journal.mark
             stopping.withdraw(self._run)
             self._journal.write("attempt", workers=workers)
             self._say_if_waiting(workers)
@@ -129,7 +129,7 @@ class Attempts:
             else:
                 workers = self._after_failure(ended, workers, began)
 
-    def _see_through(self, group: Group, workers: int, began: int) -> Finished | Failed:
+    def _see_through(self, group: Group, workers: int, began: Mark) -> Finished | Failed:
         look_at = time.monotonic() + self._resize_seconds
         try:
             while not group.wait(POLL_SECONDS):
@@ -145,14 +145,14 @@ class Attempts:
         if (room := self._room()) < workers:
             self._journal.write("waiting", workers=workers, room=room)
 
-    def _grow_if_possible(self, workers: int, began: int) -> None:
+    def _grow_if_possible(self, workers: int, began: Mark) -> None:
         """A larger group starts where this one stopped, so that nothing is computed twice."""
         if self._has(began, "training") and (more := self._room()) > 0:
             with suppress(OSError):  # a full disk: another time
                 stopping.ask_to_stop(self._run, "growing")
                 self._journal.write("growing", workers=workers, room=workers + more)
 
-    def _stop_cleanly(self, group: Group, began: int) -> None:
+    def _stop_cleanly(self, group: Group, began: Mark) -> None:
         """Waits if there is anything to save; another KeyboardInterrupt ends that.
 
         A group that has not begun is asked too: should it still come to its first step, it goes no further.
@@ -166,7 +166,7 @@ class Attempts:
             self._saved = isinstance(group.result(), Finished)
             stopping.withdraw(self._run)
 
-    def _has(self, began: int, kind: str) -> bool:
+    def _has(self, began: Mark, kind: str) -> bool:
         return any(event["event"] == kind for event in self._journal.read(since=began))
 
     def _after_stop(self, workers: int) -> int:
@@ -175,7 +175,7 @@ class Attempts:
         self._pause(RETRY_SECONDS)
         return size_for(self._situation(workers, Cause("lost", "")))
 
-    def _after_failure(self, failed: Failed, workers: int, began: int) -> int:
+    def _after_failure(self, failed: Failed, workers: int, began: Mark) -> int:
         events = self._journal.read(since=began)
         symptoms = [*_from_workers(events), *failed.symptoms]
         hosts = {event["rank"]: event["host"] for event in events if event["event"] == "placed"}
@@ -225,7 +225,7 @@ def _from_workers(events: list[Event]) -> list[Symptom]:
 
 def micro_batch_tokens(setup: TrainSetup) -> int:
     """What a micro-batch may hold now; before a dry run has found it, the least that it would try."""
-    return setup.max_tokens_per_micro_batch or dry_run.remembered(Path(setup.run)) or setup.max_length
+    return setup.max_tokens_per_micro_batch or dry_run.remembered(files.path_of(setup.run)) or setup.max_length
 
 
 def fewest_tokens(setup: TrainSetup) -> int:
@@ -238,5 +238,5 @@ def halved(setup: TrainSetup) -> TrainSetup:
     tokens = max(fewest_tokens(setup), micro_batch_tokens(setup) // 2)
     if setup.max_tokens_per_micro_batch:
         return replace(setup, max_tokens_per_micro_batch=tokens)
-    dry_run.remember(Path(setup.run), tokens)
+    dry_run.remember(files.path_of(setup.run), tokens)
     return setup

@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,6 +22,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from bco_ray.errors import BcoError, StorageError
+from bco_ray.storage import files, locations
 from bco_ray.storage.run_journal import RunJournal
 from bco_ray.telemetry import configure_logging
 from bco_ray.training.attempt import StaleAttemptError
@@ -114,6 +114,7 @@ class FitGroup:
 
 def _trainer(group: FitGroup) -> TorchTrainer:
     setup, has_gpu = group.setup, bool(group.resources.get("GPU"))
+    filesystem, place = locations.filesystem_of(f"{setup.run}/ray")
     return TorchTrainer(
         _worker,
         train_loop_config=setup.as_dict(),
@@ -123,7 +124,8 @@ def _trainer(group: FitGroup) -> TorchTrainer:
         ),
         run_config=ray.train.RunConfig(
             name=f"attempt-{int(time.time())}-{uuid.uuid4().hex[:6]}",
-            storage_path=str(Path(setup.run).resolve() / "ray"),
+            storage_path=place,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=0
             ),
@@ -152,10 +154,10 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from bco_ray.training.gang import TorchGang
     from bco_ray.training.loop import train
 
-    configure_logging(run=Path(config["run"]).name)
+    configure_logging(run=files.path_of(config["run"]).name)
     if config["device"] == "cuda":
         torch.cuda.set_device(ray.train.torch.get_device())
-    gang, journal = TorchGang(), RunJournal(Path(config["run"]))
+    gang, journal = TorchGang(), RunJournal(files.path_of(config["run"]))
     journal.write("placed", rank=gang.rank, workers=gang.size, host=socket.gethostname())
     try:
         outcome = train(TrainSetup.from_dict(config), gang, notices=(_preempted,))

@@ -10,10 +10,9 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -84,7 +83,7 @@ def train(
         logger.info("training from step %d of %d on %d workers", state.next_step, run.plan.total_steps, gang.size)
         run.journal.write("training", step=state.next_step, total_steps=run.plan.total_steps, workers=gang.size)
         run.metrics.truncate(state.next_step)
-    stop = StopRequests(Path(setup.run), gang.rank, notices)
+    stop = StopRequests(files.path_of(setup.run), gang.rank, notices)
     with tracking(run.metrics, setup.trackers if gang.rank == 0 else ()):
         outcome = _Loop(run, state, stop).run(after_step)
         if not outcome.stopped:
@@ -114,7 +113,7 @@ class _Loop:
         stopped = False
         with (
             closing(ahead(self._windows())) as windows,
-            Watchdog(Path(setup.run), run.gang.rank, setup.hang_seconds) as dog,
+            Watchdog(files.path_of(setup.run), run.gang.rank, setup.hang_seconds) as dog,
         ):
             for window in windows:
                 dog.beat(f"training step {window.plan.step}")
@@ -181,6 +180,8 @@ class _Loop:
     def _checkpoint(self, *, must: bool, alive: Callable[[], None]) -> None:
         launched, self._launched = self._launched, None
         self._read(launched)
+        with suppress(OSError):  # a full disk: they wait in memory
+            self._run.metrics.flush()  # the steps before a checkpoint are not done again
         self._state = self._state.with_shift(self._shift.value())
         means = {name: fmean(values) for name, values in self._since_checkpoint.items()}
         if self._run.checkpoints.save(self._run.trainee.engine, self._state, means, must=must, alive=alive):
@@ -230,8 +231,8 @@ def _settle_checkpoint(run: Run, outcome: Outcome) -> None:
 
 def _write_model(run: Run, state: LoopState, exported: dict[str, torch.Tensor]) -> None:
     run.metrics.flush()
-    target = Path(run.setup.run) / "model"
-    if target.exists():
+    target = files.path_of(run.setup.run) / "model"
+    if files.is_there(target):
         return
     files.write_json(target.with_name("outcome.json"), state.as_json())
     with files.new_directory(target) as scratch:

@@ -8,12 +8,14 @@ import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from bco_ray.objective import LossSums, auc
 from bco_ray.storage import files
+from bco_ray.storage.growing import LineTail, Uploaded
+from bco_ray.storage.objects import ObjectPath
 from bco_ray.telemetry import logger
 from bco_ray.training.batches import WindowTotals
 from bco_ray.training.step import Objective, StepNumbers
@@ -87,10 +89,12 @@ class MetricsLog:
     """`metrics.jsonl`: one object per step, in step order, each step once. A disk that is full delays its lines.
 
     Whoever truncates it replaces it; a process that wrote to the one before was given up for dead and writes no more.
+    In an object store its lines appear after some seconds, all of them with `flush`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._uploaded: Uploaded | None = None
         self._unwritten = ""
         self._good_bytes: int | None = None
         self._file_id: int | None = None
@@ -99,6 +103,7 @@ class MetricsLog:
         """Forget steps from `next_step` on: a resumed run is about to do them again. A torn last line goes too."""
         kept = [row for row in self.read() if row["step"] < next_step]
         files.write_bytes(self.path, "".join(_line(row) for row in kept).encode())
+        self._uploaded = None
         self._good_bytes, self._file_id = None, None
 
     def append(self, row: dict[str, Any]) -> None:
@@ -115,10 +120,19 @@ class MetricsLog:
         """Write what a full disk has kept waiting. Raises OSError if it still cannot be."""
         if self._unwritten:
             self._write()
+        if self._uploaded:
+            self._uploaded.upload()
 
     def _write(self) -> None:
         """What a write that failed left behind half goes first."""
-        with self.path.open("ab") as file:
+        if isinstance(self.path, ObjectPath):
+            self._uploaded = self._uploaded or Uploaded(self.path)
+        self._append_to(self._uploaded.local if self._uploaded else self.path)
+        if self._uploaded:
+            self._uploaded.changed()
+
+    def _append_to(self, path: Path) -> None:
+        with path.open("ab") as file:
             size, file_id = file.tell(), os.fstat(file.fileno()).st_ino
             if self._file_id not in (None, file_id):
                 self._unwritten = ""
@@ -142,27 +156,11 @@ class MetricsTail:
     """What `metrics.jsonl` has gained since the last look, for those who watch a run while it writes."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file_id = 0
-        self._offset = 0
+        self._tail = LineTail(path)
 
     def read(self) -> list[dict[str, Any]]:
-        """Whole lines not seen yet. All of them again once the file was replaced: a resumed run truncates it so."""
-        try:
-            with self._path.open("rb") as file:
-                return [json.loads(line) for line in self._new_lines(file)]
-        except FileNotFoundError:
-            return []
-
-    def _new_lines(self, file: BinaryIO) -> list[bytes]:
-        status = os.fstat(file.fileno())
-        if status.st_ino != self._file_id or status.st_size < self._offset:
-            self._file_id, self._offset = status.st_ino, 0
-        file.seek(self._offset)
-        data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return whole.splitlines()
+        """Steps not seen yet. All of them again once the file was replaced: a resumed run truncates it so."""
+        return [json.loads(line) for line in self._tail.read()]
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bco_ray.objective import Units
+from bco_ray.storage import parquet
 from bco_ray.storage.ragged import Ragged
 from bco_ray.storage.scored import ScoredManifest, pair_places
 from bco_ray.training.plan import RowRef, ShardCounts
@@ -57,7 +57,7 @@ class _Rows:
 
 class _Shard:
     def __init__(self, path: Path) -> None:
-        table = pq.read_table(path, columns=_COLUMNS)
+        table = parquet.read_table(path, columns=_COLUMNS)
         train = table.filter(pc.equal(table["split"], "train"))
         self.rows = {label: _Rows(train, label=label) for label in (True, False)}
         self.pairs = pair_places(self.rows[True].prompt_hashes, self.rows[False].prompt_hashes)

@@ -21,8 +21,9 @@ from typing import Any, Protocol
 
 import yaml
 
-from bco_ray.errors import TrainingError
+from bco_ray.errors import SpecError, TrainingError
 from bco_ray.storage import files
+from bco_ray.storage.objects import ObjectPath
 from bco_ray.telemetry import logger
 from bco_ray.training.metrics import MetricsLog, MetricsTail
 
@@ -126,7 +127,7 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
-        directory = run / "tensorboard"
+        directory = _local(run, "tensorboard") / "tensorboard"
         directory.mkdir(exist_ok=True)
         self._event, self._summary = Event, Summary
         self.next_step = 1 + max((event.step for event in self._events_in(directory)), default=-1)
@@ -178,7 +179,7 @@ class WeightsAndBiases:
             id=self._id,
             resume="allow",
             name=os.environ.get("WANDB_NAME", run.name),
-            dir=os.environ.get("WANDB_DIR", str(run)),
+            dir=os.environ.get("WANDB_DIR") or str(_local(run, "wandb")),
             config=spec_of(run),
             settings=wandb.Settings(console="off"),
         )
@@ -224,6 +225,16 @@ class MLflow:
     def close(self, *, failed: bool = False) -> None:
         """Ends the run as FINISHED or FAILED."""
         self._mlflow.end_run("FAILED" if failed else "FINISHED")
+
+
+def _local(run: Path, tracker: str) -> Path:
+    """Raises SpecError where its library would have to write into an object store."""
+    if isinstance(run, ObjectPath):
+        raise SpecError(
+            f"output.trackers: {tracker} writes into the run's directory, and {run} is in an object store. "
+            f"Use {'mlflow, or set WANDB_DIR' if tracker == 'wandb' else 'wandb or mlflow'}."
+        )
+    return run
 
 
 TRACKERS: dict[str, type[TensorBoard] | type[WeightsAndBiases] | type[MLflow]] = {

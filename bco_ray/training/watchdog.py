@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Self
 
+from bco_ray.storage import files
 from bco_ray.storage.run_journal import RunJournal
 from bco_ray.telemetry import logger
 
@@ -66,8 +68,10 @@ class Watchdog:
         logger.error("worker %d: %s", self._rank, message)
         RunJournal(self._run).write("worker_failed", rank=self._rank, kind="hung", type="", error=message)
         try:
-            with stacks.open("w") as file:
+            with tempfile.TemporaryFile() as file:
                 faulthandler.dump_traceback(file)
+                file.seek(0)
+                files.write_bytes(stacks, file.read())
         finally:
             os._exit(EXIT_CODE)
 

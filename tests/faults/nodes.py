@@ -41,6 +41,7 @@ def main(path: str, how: str) -> None:
     launch.RESIZE_SECONDS = 2.0
     with tempfile.TemporaryDirectory(prefix="bco-", dir="/tmp", ignore_cleanup_errors=True) as directory:
         head = {"num_cpus": 2, "object_store_memory": 90 << 20, "temp_dir": directory, "include_dashboard": False}
+        Path("/tmp/ray").mkdir(exist_ok=True)  # where it writes down its address
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             first, _ = cluster.add_node(**NODE), cluster.add_node(**NODE)

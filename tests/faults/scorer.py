@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 from bco_ray.config.environment import prepare_environment
 
@@ -31,6 +32,7 @@ def main(path: str) -> None:
     job = resolve(load_spec(path))
     with tempfile.TemporaryDirectory(prefix="bco-", dir="/tmp", ignore_cleanup_errors=True) as directory:
         head = {"num_cpus": 1, "object_store_memory": STORE, "temp_dir": directory, "include_dashboard": False}
+        Path("/tmp/ray").mkdir(exist_ok=True)  # where it writes down its address
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             victim, _ = (cluster.add_node(num_cpus=2, object_store_memory=STORE) for _ in range(2))

@@ -90,6 +90,6 @@ def test_digest_ignores_key_order() -> None:
 
 
 def test_object_stores_are_refused_clearly(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="s3://bucket/x: only local"):
+    with pytest.raises(SpecError, match="s3://bucket/x: not a local directory"):
         files.local_directory("s3://bucket/x")
     assert files.local_directory(f"file://{tmp_path}/new").is_dir()

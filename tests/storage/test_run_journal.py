@@ -28,9 +28,9 @@ for number in range(int(sys.argv[3])):
 def test_events_in_order_with_a_time(tmp_path: Path) -> None:
     journal = RunJournal(tmp_path)
     assert journal.read() == []
-    assert journal.size == 0
+    assert journal.mark == 0
     journal.write("first", step=3)
-    size = journal.size
+    size = journal.mark
     journal.write("second", error='quotes " and \n lines, {"at": 1}', path=tmp_path)
     first, second = journal.read()
     assert (first["event"], first["step"]) == ("first", 3)
