@@ -13,7 +13,7 @@ from bco_ray.cli.jobs import app as jobs_app
 from bco_ray.cli.keys import Database
 from bco_ray.cli.keys import app as keys_app
 from bco_ray.cli.models import app as models_app
-from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, Storage, finish
+from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, State, Storage, finish
 from bco_ray.config.environment import prepare_environment
 from bco_ray.errors import BcoError
 from bco_ray.telemetry import Phases, configure_logging, console
@@ -103,6 +103,7 @@ def serve(
         str, typer.Argument(metavar="[SPEC|MODEL]", help="A spec, name/3, name@prod, name, or a model directory.")
     ] = "",
     storage: Storage = Path("runs"),
+    state: State = None,
     host: Annotated[str, typer.Option(help="Loopback only, until there are API keys (bco keys).")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the OpenAI-compatible API.", min=1, max=65535)] = 8000,
     database: Database = None,
@@ -115,7 +116,7 @@ def serve(
     from bco_ray.cli import server
 
     model, storage = server.what_to_serve(what, storage)
-    server.serve(model, storage, host=host, port=port, database=database, allow=allow)
+    server.serve(model, storage, state, host=host, port=port, database=database, allow=allow)
 
 
 @app.command()

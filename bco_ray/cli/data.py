@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, Storage, finish
+from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, State, Storage, finish
 from bco_ray.telemetry import Phases, console
 
 app = typer.Typer(no_args_is_help=True, help="Feedback logs: check, import, report, erase.")
@@ -81,12 +81,13 @@ def erase(
     user: Annotated[list[str], typer.Option("--user", help="A person, as your product names them.")] = NONE,
     id_: Annotated[list[str], typer.Option("--id", help="One vote.")] = NONE,
     storage: Storage = Path("runs"),
+    state: State = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove a person's or single votes from log, records and scored shards; print the models trained on them."""
     from bco_ray.pipeline.erase import erase_votes
 
-    finish(erase_votes(storage, users=user, ids=id_, phases=Phases()), as_json)
+    finish(erase_votes(storage, users=user, ids=id_, phases=Phases(), state=state), as_json)
 
 
 def _data(logs: Iterable[str], format_: str, overrides: Iterable[str]) -> Any:

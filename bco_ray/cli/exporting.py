@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bco_ray.errors import SpecError
 from bco_ray.storage import files
+from bco_ray.storage.local_copies import local_copy
 from bco_ray.storage.registry import ModelVersion, Registry
 
 
@@ -16,10 +17,11 @@ def export_version(registry: Registry, version: ModelVersion, out: Path, *, merg
         raise SpecError(f"--out: {out} exists; name a directory that does not.")
     registry.verify(version.name, version.version)
     with files.new_directory(out.absolute()) as scratch:
+        directory = local_copy(version.directory)
         if merge:
-            _merge(version.directory, scratch)
+            _merge(directory, scratch)
         else:
-            shutil.copytree(version.directory, scratch, dirs_exist_ok=True)
+            shutil.copytree(directory, scratch, dirs_exist_ok=True)
 
 
 def _merge(adapter: Path, scratch: Path) -> None:

@@ -14,7 +14,23 @@ from bco_ray.telemetry import console
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="YAML spec of the job (docs/spec.md).")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="a.b=value", help="Override a field of the spec.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Storage = Annotated[Path, typer.Option("--storage", help="The storage directory (output.storage of the spec).")]
+
+
+def place(value: Any) -> Path:
+    """A directory, or s3:// or gs://."""
+    from bco_ray.storage.files import path_of
+
+    return path_of(str(value))
+
+
+Storage = Annotated[
+    Path,
+    typer.Option("--storage", parser=place, metavar="PLACE", help="As in the spec's output.storage; or s3://, gs://."),
+]
+State = Annotated[
+    Path | None,
+    typer.Option("--state", help="The server's own directory (votes, keys, jobs), if --storage is s3:// or gs://."),
+]
 NONE: list[str] = []
 
 

@@ -20,6 +20,7 @@ from bco_ray.pipeline.served import serve_args
 from bco_ray.service.app import build
 from bco_ray.service.args import ServiceArgs
 from bco_ray.serving.server import check_free, check_loopback, start_server
+from bco_ray.storage.files import path_of
 from bco_ray.storage.registry import Registry
 from bco_ray.telemetry import console
 
@@ -32,7 +33,7 @@ def what_to_serve(what: str, storage: Path) -> tuple[str, Path]:
     """(model reference, storage). A spec means its registered model; nothing means the only model there is."""
     if what.endswith((".yaml", ".yml")):
         spec = load_spec(what)
-        return spec.registry_name, Path(spec.output.storage)
+        return spec.registry_name, path_of(spec.output.storage)
     if what:
         return what, storage
     names = Registry(storage).names()
@@ -42,13 +43,20 @@ def what_to_serve(what: str, storage: Path) -> tuple[str, Path]:
 
 
 def serve(
-    model: str, storage: Path, *, host: str, port: int, database: str | None = None, allow: Sequence[str] = ()
+    model: str,
+    storage: Path,
+    state: Path | None = None,
+    *,
+    host: str,
+    port: int,
+    database: str | None = None,
+    allow: Sequence[str] = (),
 ) -> None:
     """Blocks until SIGINT or SIGTERM, then takes the server down, with a checkpoint of every job. `allow`: places."""
     _require_known(model, storage)
     more = {"database": database, "allowed_places": list(allow) or None}
-    args = ServiceArgs.model_validate(serve_args(model, storage).model_dump() | more)
-    guarded = KeyStore.open(args.storage, database).any()
+    args = ServiceArgs.model_validate(serve_args(model, storage, state).model_dump() | more)
+    guarded = KeyStore.open(args.home, database).any()
     if not guarded:
         check_loopback(host)
     check_free(host, port)
@@ -86,7 +94,7 @@ def _stop_jobs() -> None:
 def _require_known(what: str, storage: Path) -> None:
     """Raises SpecError for what is neither a directory nor registered: nobody means the hub by a bare name."""
     name, names = re.split(r"[@/]", what)[0], Registry(storage).names()
-    if Path(what).expanduser().exists() or name in names or what.startswith(("/", ".", "~")):
+    if path_of(what).expanduser().exists() or name in names or what.startswith(("/", ".", "~")):
         return
     there = f"registered there are: {', '.join(names)}" if names else "nothing is registered there"
     raise SpecError(f"{what}: no such directory and no such model in {storage} ({there}). Is it the right --storage?")

@@ -28,7 +28,7 @@ def checkpoints_of(storage: Path, job_id: str) -> list[Checkpoint]:
     if resolved is None:
         return []
     try:
-        store = CheckpointStore(open_store(resolved.get("checkpoints") or str(Path(resolved["run"]) / "checkpoints")))
+        store = CheckpointStore(open_store(resolved.get("checkpoints") or f"{resolved['run']}/checkpoints"))
         return [found for step in sorted(store.steps(), reverse=True) if (found := _checkpoint(store, job_id, step))]
     except OSError as error:
         raise StorageError(f"{job_id}: its checkpoints cannot be read now: {error}") from error

@@ -11,10 +11,9 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -118,7 +117,7 @@ class FileStore:
             _require_unused(connection, project, file_id)
             connection.execute(gone)
             record(connection, project=project, actor=actor, action="file.delete", target=file_id)
-        shutil.rmtree(self._directory / file_id, ignore_errors=True)
+        _remove(self._directory / file_id)
 
     def list(
         self,
@@ -155,7 +154,7 @@ class FileStore:
             known = set(connection.scalars(sa.select(files.c.id).where(files.c.deleted_at.is_(None))))
         orphans = [path for path in stale if path.name not in known]
         for path in orphans:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
         return [path.name for path in orphans]
 
     def _ours(self) -> Iterator[Path]:
@@ -244,6 +243,12 @@ def _seq(connection: sa.Connection, project: str, file_id: str) -> int:
 
 def _stored(row: sa.RowMapping) -> StoredFile:
     return StoredFile(**{field.name: row[field.name] for field in fields(StoredFile)})
+
+
+def _remove(directory: Path) -> None:
+    """What cannot be removed now is left to the next sweep."""
+    with suppress(OSError):
+        disk.remove_tree(directory)
 
 
 def _newest(directory: Path) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from bco_ray.control.budget import Spent, gpus_held
 from bco_ray.control.job import Job, Json, News
 from bco_ray.errors import StorageError
 from bco_ray.storage import files
+from bco_ray.storage.growing import LineTail
 from bco_ray.storage.job_directory import JobDirectory
 
 METRIC_EVENTS = 100
@@ -30,7 +31,7 @@ class Follower:
     """Remembers of each job how much of its metrics has been read, and the tokens of each step."""
 
     def __init__(self) -> None:
-        self._read: dict[str, tuple[int, int]] = {}  # of the metrics file: its inode, the bytes read
+        self._tails: dict[str, LineTail] = {}
         self._tokens: defaultdict[str, dict[int, int]] = defaultdict(dict)
 
     def look(self, job: Job, directory: JobDirectory, *, running: bool) -> tuple[Json, list[News]]:
@@ -39,7 +40,7 @@ class Follower:
         While it is `running` its time is charged; once it is not, the rest up to its driver's last sign of life.
         """
         progress, resolved = directory.progress, directory.resolved
-        run = Path(resolved["run"]) if resolved else None
+        run = files.path_of(resolved["run"]) if resolved else None
         details = {**job.details, "waiting_for": None, **_phase(progress), **(_training(run) if run else {})}
         if details["waiting_for"]:
             details["eta_seconds"] = None
@@ -63,15 +64,14 @@ class Follower:
 
     def forget(self, job_id: str) -> None:
         """The job has ended."""
-        self._read.pop(job_id, None)
+        self._tails.pop(job_id, None)
         self._tokens.pop(job_id, None)
 
     def _rows(self, job: Job, run: Path) -> Iterator[Json]:
         """New steps that become events. A resumed training does steps again; they are told once."""
         first = first_step(job.spec["training"].get("start"))
         last = max(job.details.get("metrics_step", -1), first - 1)
-        data, self._read[job.id] = _news_of(run / "metrics.jsonl", self._read.get(job.id, (0, 0)))
-        for line in data.splitlines():
+        for line in self._news(job, run):
             row = _parsed(line)
             if row is None or row["step"] < first:
                 continue
@@ -80,6 +80,12 @@ class Follower:
             if row["step"] > last and (row["step"] % stride == 0 or row["step"] + 1 == row.get("total_steps")):
                 last = row["step"]
                 yield row
+
+    def _news(self, job: Job, run: Path) -> list[bytes]:
+        tail = self._tails.setdefault(job.id, LineTail(run / "metrics.jsonl"))
+        with suppress(OSError):  # storage that does not answer is asked again
+            return tail.read()
+        return []
 
 
 def _phase(progress: Json) -> Json:
@@ -99,20 +105,6 @@ def _metrics_event(row: Json) -> News:
     data |= {name: row[name] for name in _PLOTTED if name in row}
     loss = f"{row['loss']:.4f}" if isinstance(row.get("loss"), float) else "none"
     return News(f"Step {row['step'] + 1}/{row.get('total_steps')}: training loss={loss}", type="metrics", data=data)
-
-
-def _news_of(path: Path, read: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
-    """Whole lines not read yet, and how far that is. Whoever truncates the file replaces it: then all of it."""
-    try:
-        with path.open("rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            offset = read[1] if inode == read[0] else 0
-            file.seek(offset)
-            data = file.read()
-    except OSError:
-        return b"", read
-    data = data[: data.rfind(b"\n") + 1]
-    return data, (inode, offset + len(data))
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -18,7 +18,10 @@ from bco_ray.control.places import Places, Use
 from bco_ray.control.requests import Check, JobRequest, RetryRequest, check_places, spec_again, spec_of
 from bco_ray.control.states import ENDED
 from bco_ray.errors import SpecError
+from bco_ray.storage.export import export
+from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.feedback_rows import NotFoundError
+from bco_ray.storage.files import path_of
 from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.storage.registry import NAME
 from bco_ray.telemetry import traceparent
@@ -36,10 +39,12 @@ class Asker:
 
 @dataclass(frozen=True)
 class JobService:
-    """Over the stores of one server. `actor`: a key's id, for the audit log."""
+    """Over the stores of one server, whose own directory is `state`; jobs write to `storage`. `actor`: a key's id, for
+    the audit log."""
 
     jobs: JobStore
     files: FileStore
+    state: Path
     storage: Path
     places: Places
 
@@ -61,7 +66,7 @@ class JobService:
         check_places(spec, self._allowed(upload))
         path = self._log(project, request.training_file)
         if upload:
-            _require_votes(spec, Path(path), upload)
+            _require_votes(spec, path_of(path), upload)
         return spec.model_copy(update={"data": spec.data.model_copy(update={"feedback": [path]})})
 
     def retry(self, job_id: str, request: RetryRequest, asker: Asker) -> tuple[Job, bool]:
@@ -78,7 +83,7 @@ class JobService:
         training_file = before.request["training_file"]
         path = self._log(asker.project, training_file)  # raises if it was deleted since
         step = self._step(job_id, request.step)
-        resolved = JobDirectory(self.storage, job_id).resolved or {"spec": before.spec}
+        resolved = JobDirectory(self.state, job_id).resolved or {"spec": before.spec}
         start = f"{Path(resolved['run']).name}:{step}" if step else None
         new = new_id("ftjob")
         asked = spec_again(before.spec, new, request, start)  # as it was asked for: what it resolved to is ours
@@ -116,7 +121,7 @@ class JobService:
 
     def _step(self, job_id: str, step: int | None) -> int | None:
         """Of the checkpoint that is meant. Raises SpecError if there is none of that step."""
-        there = [checkpoint.step for checkpoint in checkpoints_of(self.storage, job_id)]
+        there = [checkpoint.step for checkpoint in checkpoints_of(self.state, job_id)]
         if step is not None and step not in there:
             raise SpecError(
                 f"step: {job_id} has no checkpoint of step {step}; it has {', '.join(map(str, there)) or 'none'}."
@@ -124,7 +129,11 @@ class JobService:
         return step or next(iter(there), None)
 
     def _log(self, project: str, training_file: str) -> str:
-        return str(self.files.open(project, training_file)) if is_file_id(training_file) else training_file
+        if is_file_id(training_file):
+            return str(self.files.open(project, training_file))
+        if self.state != self.storage and training_file.partition(":")[0] == "feedback":
+            export(FeedbackLog.open(self.state), self.storage / "feedback")  # the log is not where jobs look for it
+        return training_file
 
     def _allowed(self, upload: str | None) -> Check:
         """`upload`: the caller's own, which is allowed wherever it lies."""

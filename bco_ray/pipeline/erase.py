@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,11 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bco_ray.errors import SpecError, StorageError
 from bco_ray.feedback.statistics import LogSums
-from bco_ray.storage import erasures, files, log_erasure
+from bco_ray.storage import erasures, files, log_erasure, parquet
 from bco_ray.storage.database import DATABASE
 from bco_ray.storage.export import erase_segments
 from bco_ray.storage.feedback_log import FeedbackLog
@@ -84,8 +82,12 @@ NOBODY = (
 )
 
 
-def erase_votes(storage: Path, *, users: Sequence[str], ids: Sequence[str], phases: Phases) -> dict[str, Any]:
+def erase_votes(
+    storage: Path, *, users: Sequence[str], ids: Sequence[str], phases: Phases, state: Path | None = None
+) -> dict[str, Any]:
     """What was removed, and the model versions that have seen it. Doing it again changes nothing more.
+
+    `state`: the server's own directory, if its log is not in `storage`.
 
     Raises SpecError if nobody is named, StorageError if something in the way is damaged or in use.
     """
@@ -98,7 +100,7 @@ def erase_votes(storage: Path, *, users: Sequence[str], ids: Sequence[str], phas
         pseudonyms = [hash_user(user, salt) for user in users]
         erasures.remember_erasure(storage, [*pseudonyms, *ids])
         erased = Erased(erasures.erased_names(storage), salt, (*users, *pseudonyms, *ids))
-        log = _erase_in_log(storage, erased)
+        log = _erase_in_log(state or storage, storage, erased)
         erased = replace(erased, names=erasures.erased_names(storage))  # with the votes on what they asked
         segments = erase_segments(storage / "feedback", erased.rows)
         sweep = _Sweep(erased)
@@ -120,10 +122,10 @@ def erase_votes(storage: Path, *, users: Sequence[str], ids: Sequence[str], phas
     }
 
 
-def _erase_in_log(storage: Path, erased: Erased) -> LogErasure:
-    if not (storage / DATABASE).is_file():
+def _erase_in_log(state: Path, storage: Path, erased: Erased) -> LogErasure:
+    if not (state / DATABASE).is_file():
         return LogErasure(votes=0, completions=0)
-    with contextlib.closing(FeedbackLog.open(storage)) as log:
+    with contextlib.closing(FeedbackLog.open(state)) as log:
         found = log_erasure.erase(log, erased.person, erased.names, lambda ids: erasures.remember_erasure(storage, ids))
         log_erasure.forget_deleted(log)
     return found
@@ -145,7 +147,7 @@ class _Sweep:
             self._skip(directory, "is being written; erase again when that has ended")
         elif not files.is_committed(directory):
             return
-        elif any("user" not in pq.read_schema(part).names for part in _parts(directory)):
+        elif any("user" not in parquet.read_schema(part).names for part in _parts(directory)):
             self._skip(directory, "was written by an older version, which did not keep who voted; delete it")
         elif directory.parent.name == "records":
             self.records += erase_records(directory, self.erased.rows, self.erased.mentioned, _statistics)
@@ -171,13 +173,13 @@ class _Sweep:
 def erase_scored(directory: Path, erased: Erased) -> int:
     """Blank the rows of a committed directory of scored shards in their place, its refused rows, and its report."""
     amendment = erasures.Amendment(directory)
-    erasures.remove_torn(directory)
+    files.remove_scraps(directory)
     blank_mentions(directory, erased.mentioned, amendment.begin)
     if any(erasures.matching_rows(shard, erased.rows) for shard in _parts(directory)):
         amendment.begin()
     report = directory / "report" / "report.json"  # it shows prompts and refused rows, also the records' own
-    if amendment.pending or (report.is_file() and erased.mentioned(report.read_bytes())):
-        shutil.rmtree(directory / "report", ignore_errors=True)  # `bco data report` makes it again
+    if report.is_file() and (amendment.pending or erased.mentioned(report.read_bytes())):
+        files.remove_tree(directory / "report")  # `bco data report` makes it again
     if not amendment.pending:
         return 0
     rows = tombstone(directory, erased.rows)
@@ -192,7 +194,7 @@ def _parts(directory: Path) -> list[Path]:
 
 def _tombstones(shard: Path) -> int:
     """Rows without an id: only erased ones have none, so the shards themselves remember how many there were."""
-    return int(pq.read_table(shard, columns=["id"])["id"].null_count)
+    return int(parquet.read_table(shard, columns=["id"])["id"].null_count)
 
 
 def _directories(root: Path) -> list[Path]:

@@ -35,7 +35,7 @@ from bco_ray.control.upkeep import Upkeep
 from bco_ray.control.webhooks import Event, WebhookStore
 from bco_ray.errors import ClusterError, StorageError
 from bco_ray.service.args import ServiceArgs
-from bco_ray.serving.app import Gateway, application
+from bco_ray.serving.app import ON_HEAD, Gateway, application
 from bco_ray.serving.http.api import Extension
 from bco_ray.storage.database import open_database
 from bco_ray.storage.registry import Registry
@@ -57,7 +57,7 @@ _EVENTS: dict[Status, Event] = {
 def build(args: ServiceArgs) -> Application:
     """The application. Raises ModelError before anything is started if there is nothing to serve."""
     jobs = serve.deployment(
-        Jobs, num_replicas=1, ray_actor_options={"num_cpus": 0}, logging_config={"enable_access_log": False}
+        Jobs, num_replicas=1, ray_actor_options=ON_HEAD, logging_config={"enable_access_log": False}
     )
     return application(args, FullGateway, jobs.bind(args))
 
@@ -70,8 +70,8 @@ class FullGateway(Gateway):
         self._args = args
 
     def _extras(self) -> dict[str, Any]:
-        engine = open_database(self._args.storage, self._args.database)
-        keys = KeyStore.open(self._args.storage, self._args.database)
+        engine = open_database(self._args.home, self._args.database)
+        keys = KeyStore.open(self._args.home, self._args.database)
         return {"keys": keys, "more": extension(self._args, engine, keys, RayMeters())}
 
 
@@ -80,7 +80,7 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore, meters: Mete
     read, submit, upload = (require(action) for action in ("read", "submit", "upload"))
     files = FileStore(engine, args.storage / "files")
     webhooks, log = WebhookStore(engine), AuditLog(engine)
-    service = JobService(job_store(engine, webhooks, meters), files, args.storage, _places(args, keys))
+    service = JobService(job_store(engine, webhooks, meters), files, args.home, args.storage, _places(args, keys))
     routers = [
         files_routes.router(files, caller=read, submit=upload),
         estimate_routes.router(service, submit=submit),
@@ -124,13 +124,13 @@ class Jobs:
 
     async def __init__(self, args: ServiceArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         configure_logging()
-        engine = open_database(args.storage, args.database)
+        engine = open_database(args.home, args.database)
         webhooks, meters = WebhookStore(engine), RayMeters()
         metrics = JobMetrics(meters)
-        keys = KeyStore.open(args.storage, args.database)
+        keys = KeyStore.open(args.home, args.database)
         room = Room(args.max_jobs, args.max_jobs_per_project, keys.running_jobs)
         store = job_store(engine, webhooks, meters)
-        reconciler = Reconciler(store, RayJobs(args.storage), args.storage, room, metrics)
+        reconciler = Reconciler(store, RayJobs(args.home), args.home, room, metrics)
         upkeep = Upkeep(FileStore(engine, args.storage / "files"), webhooks)
         turn = Lease(engine, "jobs", cluster_address())
         self._looked = time.monotonic()
@@ -140,7 +140,7 @@ class Jobs:
             every(_UPKEEP_SECONDS, upkeep.run_once, "the upkeep failed"),
         ]
         if args.archive is not None:
-            archive = Archive(store, args.storage, args.archive)
+            archive = Archive(store, args.home, args.archive)
             tasks.append(every(_ARCHIVE_SECONDS, archive.run_once, "the archive cannot be kept"))
         self._tasks = [asyncio.create_task(task) for task in tasks]
 

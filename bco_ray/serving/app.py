@@ -37,6 +37,9 @@ from bco_ray.telemetry import configure_logging, logger
 GATEWAY_REQUESTS = 5000
 """HTTP requests in progress in one gateway; the bound that matters is the engine's."""
 
+ON_HEAD: dict[str, Any] = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+"""Of who reads and writes the server's own directory: a disk of the head's, which is all that it takes."""
+
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
 
@@ -61,7 +64,7 @@ def application(args: ServeArgs, gateway: type[Any], *parts: Application) -> App
         name="Gateway",
         num_replicas=args.gateways,
         max_ongoing_requests=GATEWAY_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=ON_HEAD,
         graceful_shutdown_timeout_s=args.drain_seconds,
         graceful_shutdown_wait_loop_s=0.2,
     )
@@ -107,7 +110,7 @@ class Gateway:
     def __init__(self, args: ServeArgs, director: DeploymentHandle) -> None:
         configure_logging()
         self._name = uuid.uuid4().hex
-        self._log = FeedbackLog.open(args.storage)
+        self._log = FeedbackLog.open(args.home)
         self._director = director
         self._settings = Settings.of(args)
         self._metrics = metrics = Metrics()

@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
 import bco_ray
 from bco_ray.errors import ModelError
 from bco_ray.storage import files
+from bco_ray.storage.objects import ObjectPath
 
 _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -22,11 +32,24 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+def _place(value: Any) -> Path:
+    if not isinstance(value, str | PurePath):
+        raise ValueError("name a directory, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
+    return _absolute(files.path_of(str(value)))
+
+
 LocalPath = Annotated[Path, AfterValidator(_absolute)]
+Place = Annotated[
+    Path, PlainValidator(_place), PlainSerializer(str, when_used="json"), WithJsonSchema({"type": "string"})
+]
+"""A local directory, or one in an object store."""
 
 
 class ServeArgs(BaseModel):
-    """What is behind one port: registered models to `follow` by name, their aliases as they move; or one version for
+    """`storage`: where models are registered and jobs write, a directory, `s3://` or `gs://`. `state`: this server's
+    own directory, of votes, keys and jobs (the storage, if that is one).
+
+    What is behind one port: registered models to `follow` by name, their aliases as they move; or one version for
     good: `model_id` (exact, `name/3`; `aliases` and the bare name are accepted too) in `model_dir`, a model or adapter
     directory. `threads`: torch threads of a model's process. `max_adapters`: loaded at once beside one base.
     `min_replicas` 0 lets a model go that nobody asked for `idle_seconds`; more
@@ -40,10 +63,11 @@ class ServeArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    storage: LocalPath
+    storage: Place
+    state: LocalPath | None = None
     follow: list[str] = Field(default_factory=list)
     model_id: str | None = Field(default=None, min_length=1)
-    model_dir: LocalPath | None = None
+    model_dir: Place | None = None
     aliases: list[str] = Field(default_factory=list)
     max_batch: int = Field(default=8, ge=1)
     max_waiting: int = Field(default=64, ge=1)
@@ -69,7 +93,7 @@ class ServeArgs(BaseModel):
     engine_options: dict[str, Any] = Field(default_factory=dict)
     upstream_url: str | None = None
     upstream_model: str | None = None
-    upstream_base: LocalPath | None = None
+    upstream_base: Place | None = None
     upstream_key_variable: str | None = None
 
     @model_validator(mode="after")
@@ -82,7 +106,14 @@ class ServeArgs(BaseModel):
             raise ValueError("engine: upstream goes with upstream_url and upstream_model, and they with it")
         if self.engine == "upstream" and self.follow and not self.upstream_base:
             raise ValueError("upstream_base: say which model directory upstream_model is; no other is served by it")
+        if self.state is None and isinstance(self.storage, ObjectPath):
+            raise ValueError(f"state: {self.storage} is no directory; name one for votes, keys and jobs")
         return self
+
+    @property
+    def home(self) -> Path:
+        """The server's own directory."""
+        return self.state or self.storage
 
     @property
     def engine_settings(self) -> str:
@@ -91,7 +122,7 @@ class ServeArgs(BaseModel):
 
 
 _NOT_OF_ENGINES = {
-    "storage", "follow", "model_id", "model_dir", "aliases", "default_max_tokens", "gateways", "poll_seconds",
+    "storage", "state", "follow", "model_id", "model_dir", "aliases", "default_max_tokens", "gateways", "poll_seconds",
     "start_seconds", "request_timeout_seconds", "feedback_token_seconds", "retention_days", "cors_origins",
 }  # fmt: skip
 
@@ -142,9 +173,9 @@ def base_directory(directory: Path) -> Path:
     if not adapter.is_file():
         return directory
     named = _json(adapter).get("base_model_name_or_path")
-    if not isinstance(named, str) or Path(named) == directory:
+    if not isinstance(named, str) or files.path_of(named) == directory:
         raise ModelError(f"{adapter}: does not name the model it stands on (base_model_name_or_path).")
-    return base_directory(Path(named))
+    return base_directory(files.path_of(named))
 
 
 def _window(config: Path) -> int:

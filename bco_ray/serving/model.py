@@ -118,6 +118,7 @@ def _engine(args: ServeArgs, home: Home) -> Engine:
 
 def _upstream(args: ServeArgs, home: Home) -> Engine:
     from bco_ray.serving.engines.upstream.engine import UpstreamEngine
+    from bco_ray.storage.local_copies import local_copy
     from bco_ray.text import load_tokenizer
 
     assert args.upstream_url
@@ -125,7 +126,7 @@ def _upstream(args: ServeArgs, home: Home) -> Engine:
     return UpstreamEngine(
         args.upstream_url,
         args.upstream_model,
-        load_tokenizer(home.directory),
+        load_tokenizer(local_copy(home.directory, weights=False)),
         api_key_variable=args.upstream_key_variable,
         max_in_flight=args.max_batch + args.max_waiting,
         max_adapters=args.max_adapters,

@@ -53,7 +53,7 @@ def add_trail(routes: APIRouter, service: JobService, caller: Callable[..., Any]
         job_id: str, after: str | None = None, limit: Limit = 10, who: Caller = Depends(caller)
     ) -> Response:
         await asyncio.to_thread(jobs.get, job_id, who.project)
-        found = await asyncio.to_thread(checkpoints_of, service.storage, job_id)
+        found = await asyncio.to_thread(checkpoints_of, service.state, job_id)
         rest = _after(found, after)
         return JSONResponse(page([wire.checkpoint(one, job_id) for one in rest[:limit]], has_more=len(rest) > limit))
 
@@ -86,7 +86,7 @@ def _after(found: list[Any], after: str | None) -> list[Any]:
 
 async def _log(service: JobService, job_id: str, offset: int, *, follow: bool) -> AsyncGenerator[bytes]:
     """From a byte on to its end; with `follow` to the job's."""
-    directory = JobDirectory(service.storage, job_id)
+    directory = JobDirectory(service.state, job_id)
     while True:
         job = await asyncio.to_thread(service.jobs.get, job_id)
         over = not follow or (job.status in ENDED and not job.holds_cluster)

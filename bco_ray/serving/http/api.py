@@ -86,7 +86,7 @@ def create_api(
     answering = Backend(catalog, ledger, metrics, tokens, settings.request_timeout_seconds)
     api.include_router(chat.router(answering), dependencies=[Depends(require("infer"))])
     api.include_router(feedback.router(ledger, metrics, tokens))
-    api.include_router(registry_routes.router(Registry(log.storage), more.audit))
+    api.include_router(registry_routes.router(Registry(settings.storage or log.storage), more.audit))
     api.include_router(_models(catalog), dependencies=[Depends(require("infer"))])
     api.include_router(_operations(catalog, metrics))
     for router in more.routers:

@@ -10,6 +10,7 @@ from bco_ray.errors import ServingError
 from bco_ray.serving.engines.protocol import Engine, GenRequest
 from bco_ray.serving.versions.rollout import Check
 from bco_ray.serving.versions.routes import Route
+from bco_ray.storage.local_copies import local_copy
 from bco_ray.storage.registry import Registry
 from bco_ray.text import load_tokenizer
 
@@ -28,14 +29,15 @@ def check_version(storage: Path) -> Check:
         name, _, number = reference.rpartition("/")
         if directory == registry.root / name / number:
             await asyncio.to_thread(registry.verify, name, int(number))
-        await asyncio.to_thread(check_servable, directory)
+        await asyncio.to_thread(lambda: check_servable(local_copy(directory)))
 
     return check
 
 
 async def probe(engine: Engine, route: Route) -> None:
     """A greedy answer of a few tokens. Raises what the engine raises; ServingError if it does not come in time."""
-    tokenizer = await asyncio.to_thread(load_tokenizer, route.served.tokenizer_dir)
+    directory = await asyncio.to_thread(local_copy, route.served.tokenizer_dir, weights=False)
+    tokenizer = await asyncio.to_thread(load_tokenizer, directory)
     ids = list(tokenizer(_PROBE)["input_ids"])[: max(1, route.served.context_window - _PROBE_TOKENS)]
     room = min(_PROBE_TOKENS, route.served.context_window - len(ids))
     request = GenRequest(ids, max_new=room, temperature=0.0, adapter=route.adapter, share="probe")

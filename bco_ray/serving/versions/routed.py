@@ -14,6 +14,7 @@ from bco_ray.serving.args import Served
 from bco_ray.serving.engines.protocol import Engine, EngineDeadError, Health, Load
 from bco_ray.serving.versions.catalog import Target
 from bco_ray.serving.versions.routes import Table
+from bco_ray.storage.local_copies import local_copy
 from bco_ray.text import Tokenizer, load_tokenizer, tokenizer_digest
 
 NOTHING = "no model can be served"
@@ -80,10 +81,11 @@ class RoutedCatalog:
     def _read(self, table: Table) -> tuple[dict[Path, str], dict[str, Tokenizer]]:
         """Versions with the same tokenizer share one, however many they are."""
         directories = {route.served.tokenizer_dir for route in table.routes.values()}
-        digests = {d: self._digests.get(d) or tokenizer_digest(d) for d in directories}
+        digests = {d: self._digests.get(d) or tokenizer_digest(local_copy(d, weights=False)) for d in directories}
         tokenizers: dict[str, Tokenizer] = {}
         for directory, digest in digests.items():
-            tokenizers[digest] = tokenizers.get(digest) or self._tokenizers.get(digest) or load_tokenizer(directory)
+            known = tokenizers.get(digest) or self._tokenizers.get(digest)
+            tokenizers[digest] = known or load_tokenizer(local_copy(directory, weights=False))
         return digests, tokenizers
 
     def _nothing(self) -> str:

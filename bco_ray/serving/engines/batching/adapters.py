@@ -30,6 +30,7 @@ from bco_ray.models.loading import (
 from bco_ray.serving.engines.batching.network import Network
 from bco_ray.serving.engines.batching.row import Row
 from bco_ray.serving.engines.protocol import Adapter, EngineOverloadedError
+from bco_ray.storage import files
 
 _PLAIN = "__base__"
 """peft's word for a row without an adapter."""
@@ -187,8 +188,8 @@ class Adapters:
             return {idle[0]: self._loaded.pop(idle[0])}
 
     def _check_base(self, directory: Path) -> None:
-        mine, its = base_of(self._directory), base_of(directory)
-        if mine == its or Path(mine).resolve() == Path(its).resolve():
+        mine, its = (files.path_of(base_of(one)).resolve() for one in (self._directory, directory))
+        if mine == its:
             return
-        if not Path(its).is_dir() or not Path(mine).is_dir() or fingerprint(its) != fingerprint(mine):
+        if not its.is_dir() or not mine.is_dir() or fingerprint(its) != fingerprint(mine):
             raise ModelError(f"{directory}: the adapter stands on {its}, and this engine runs {mine}.")

@@ -38,6 +38,7 @@ from bco_ray.serving.engines.protocol import (
     TokenEvent,
 )
 from bco_ray.serving.engines.text_stream import TextStream
+from bco_ray.storage.local_copies import local_copy
 from bco_ray.telemetry import logger
 from bco_ray.text import load_tokenizer
 
@@ -165,7 +166,8 @@ class HFEngine:
         on_cpu = self._device == "cpu"
         lm = load_frozen(self._directory, dtype=torch.float32 if on_cpu else torch.bfloat16).to(self._device)
         has_own = (self._directory / "tokenizer_config.json").is_file()
-        tokenizer = load_tokenizer(self._directory if has_own else base_of(self._directory))
+        source = self._directory if has_own else base_of(self._directory)
+        tokenizer = load_tokenizer(local_copy(source, weights=False))
         self._decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         self._ends = end_token_ids(lm, tokenizer)
         self._adapters = Adapters(lm, self._directory, self._max_adapters)

@@ -12,10 +12,11 @@ On a machine with a GPU:
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from bco_ray.serving.engines.protocol import (
 from bco_ray.serving.engines.text_stream import TextStream
 from bco_ray.serving.engines.vllm.door import add_lora, errors_as_ours, generate, start_vllm, token_logprobs
 from bco_ray.serving.engines.vllm.fair_tags import FairTags
+from bco_ray.storage.local_copies import local_copy
 from bco_ray.text import end_of_turn_ids, load_tokenizer
 
 
@@ -86,7 +88,8 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Start vLLM and read the weights. Raises ModelError."""
-        self._base = base_directory(self._directory)
+        self._directory = local_copy(self._directory)
+        self._base = local_copy(base_directory(self._directory))
         has_own = (self._directory / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(self._directory if has_own else self._base)
         self._decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -227,7 +230,8 @@ class VllmEngine:
 
     async def _add_lora(self, adapter: Adapter) -> Any:
         """Numbers are never used twice, so nothing cached for an adapter is taken for another's."""
-        return await add_lora(self._llm, adapter, next(self._lora_numbers))
+        here = replace(adapter, directory=await asyncio.to_thread(local_copy, adapter.directory))
+        return await add_lora(self._llm, here, next(self._lora_numbers))
 
     async def _remove_lora(self, lora: Any) -> None:
         if not self._closed and not self._llm.errored:
