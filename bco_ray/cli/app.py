@@ -40,6 +40,9 @@ def main() -> None:
     except BcoError as error:
         console.print(f"[bold red]error[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a disk or a bucket: it names the place
+        console.print(f"[bold red]error[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         console.print("[bold red]error[/] interrupted.", highlight=False)
         sys.exit(130)

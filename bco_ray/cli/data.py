@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, State, Storage, finish
+from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, State, Storage, finish, place
 from bco_ray.telemetry import Phases, console
 
 app = typer.Typer(no_args_is_help=True, help="Feedback logs: check, import, report, erase.")
@@ -23,7 +23,10 @@ def check(
     logs: Logs,
     format_: FormatName = "auto",
     set_: Overrides = NONE,
-    storage: Annotated[Path | None, typer.Option("--storage", help="Keep the records and refused rows here.")] = None,
+    storage: Annotated[
+        Path | None,
+        typer.Option("--storage", parser=place, metavar="PLACE", help="Keep what was read here."),
+    ] = None,
     sft: Annotated[bool, typer.Option("--sft", help="For objective.loss: sft: thumbs-up alone will do.")] = False,
     page: Annotated[Path | None, typer.Option("--report", help="Write report.html, .json and .png here.")] = None,
     as_json: AsJson = False,

@@ -23,13 +23,24 @@ def place(value: Any) -> Path:
     return path_of(str(value))
 
 
+def local(value: Any) -> Path:
+    """A directory of this machine's."""
+    from bco_ray.storage.files import local_directory
+
+    if "://" in str(value):
+        local_directory(str(value))
+    return Path(str(value))
+
+
 Storage = Annotated[
     Path,
     typer.Option("--storage", parser=place, metavar="PLACE", help="As in the spec's output.storage; or s3://, gs://."),
 ]
 State = Annotated[
     Path | None,
-    typer.Option("--state", help="The server's own directory (votes, keys, jobs), if --storage is s3:// or gs://."),
+    typer.Option(
+        "--state", parser=local, metavar="DIR", help="The server's own directory, if --storage is s3:// or gs://."
+    ),
 ]
 NONE: list[str] = []
 

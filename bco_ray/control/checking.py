@@ -99,8 +99,8 @@ def _head(path: Path, extension: str) -> tuple[bytes, bool]:
 
 def _opened(path: Path, extension: str) -> io.BufferedIOBase:
     if extension.endswith(".gz"):
-        return gzip.open(path)
-    return zstd.open(path) if extension.endswith(".zst") else path.open("rb")
+        return gzip.open(path.open("rb"))
+    return zstd.open(path.open("rb")) if extension.endswith(".zst") else path.open("rb")
 
 
 def _lines(head: bytes, whole: bool) -> Rows:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from bco_ray.errors import SpecError
+from bco_ray.storage.files import path_of
+from bco_ray.storage.objects import is_uri
 
 Use = Literal["model", "log", "file", "write"]
 
@@ -42,7 +44,8 @@ class Places:
         return use == "log" and _OWN_LOG.fullmatch(place) is not None
 
     def _is_served(self, place: str) -> bool:
-        return self.served is not None and place.startswith("/") and Path(place) == self.served.absolute()
+        whole = place.startswith("/") or is_uri(place)
+        return self.served is not None and whole and path_of(place) == self.served.absolute()
 
     def _below_allowed(self, place: str, use: Use) -> bool:
         """`..` is nowhere needed, and after a wildcard nobody could say where it leads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,8 @@ class JobService:
         if is_file_id(training_file):
             return str(self.files.open(project, training_file))
         if self.state != self.storage and training_file.partition(":")[0] == "feedback":
-            export(FeedbackLog.open(self.state), self.storage / "feedback")  # the log is not where jobs look for it
+            with closing(FeedbackLog.open(self.state)) as log:  # it is not where jobs look for it
+                export(log, self.storage / "feedback")
         return training_file
 
     def _allowed(self, upload: str | None) -> Check:

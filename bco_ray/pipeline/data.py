@@ -22,6 +22,7 @@ from bco_ray.pipeline.report import CheckResult, DataReport, write_report
 from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.pipeline.run import score_job
 from bco_ray.storage import files, parquet
+from bco_ray.storage.objects import is_uri
 from bco_ray.storage.records import RecordsManifest, load_records
 from bco_ray.storage.scored import ScoredManifest
 from bco_ray.telemetry import Phases
@@ -112,7 +113,7 @@ def _shard_histograms(shards: Sequence[Path]) -> tuple[dict[str, dict[str, Any]]
 def _from_other_models(check: CheckResult, current: str) -> float | None:
     """Share of the answers whose log names another model than the registered one that is trained."""
     named = {row["key"]: row["ups"] + row["downs"] for row in check.statistics["by_model"] if row["key"] != NONE}
-    if not named or Path(current).is_absolute():
+    if not named or Path(current).is_absolute() or is_uri(current):
         return None
     return float(1 - named.get(current, 0) / sum(named.values()))
 

@@ -25,6 +25,7 @@ from bco_ray.storage.database import DATABASE
 from bco_ray.storage.export import erase_segments
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.log_erasure import LogErasure
+from bco_ray.storage.objects import ObjectPath
 from bco_ray.storage.quarantine import blank_mentions
 from bco_ray.storage.records import erase_records
 from bco_ray.storage.registry import ModelVersion, Registry
@@ -95,6 +96,10 @@ def erase_votes(
         raise SpecError("bco data erase: name a person (--user NAME) or a vote (--id ID).")
     if not storage.is_dir():
         raise SpecError(f"--storage: {storage}: no such directory.")
+    if state is None and isinstance(storage, ObjectPath):
+        raise SpecError(f"--state: name the server's own directory, whose log has the votes too; {storage} has none.")
+    if state is not None and not (state / DATABASE).is_file():
+        raise SpecError(f"--state: {state}: it has no {DATABASE}; name the directory the server was started with.")
     with phases.phase("erase") as advance, files.locked(storage / ".erase.lock"):
         salt = user_salt(storage)
         pseudonyms = [hash_user(user, salt) for user in users]

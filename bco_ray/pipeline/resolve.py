@@ -272,7 +272,7 @@ def _resolve_scoring(spec: JobSpec, storage: Path) -> ScoringSpec:
 
 
 def _resolve_shift(shift: ShiftSpec) -> ShiftSpec:
-    start = None if shift.start is None else str(Path(shift.start).expanduser().resolve())
+    start = None if shift.start is None else str(files.path_of(shift.start).expanduser().resolve())
     return shift.model_copy(update={"start": start})
 
 

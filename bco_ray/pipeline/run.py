@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bco_ray.config import dump_spec
@@ -232,7 +231,7 @@ def initial_shift(spec: ShiftSpec) -> dict[str, Any] | None:
     if spec.start is None:
         return None
     try:
-        state = json.loads(Path(spec.start).read_text())
+        state = json.loads(files.path_of(spec.start).read_text())
         return shift_from_running_moments(state, half_life_rows=spec.half_life_rows).state_dict()
     except (OSError, ValueError) as error:
         raise SpecError(f"objective.shift.start: {spec.start}: {error}") from None

@@ -14,12 +14,16 @@ from bco_ray.errors import StorageError
 from bco_ray.pipeline.metrics import TrainingMetrics
 from bco_ray.pipeline.status import StatusFile
 from bco_ray.storage import files
+from bco_ray.storage.objects import ObjectPath
 from bco_ray.storage.run_journal import JournalTail
 from bco_ray.telemetry import Progress, Reporter, logger, tell
 from bco_ray.telemetry.meters import Meters, NoMeters
 from bco_ray.training.metrics import MetricsTail
 
 POLL_SECONDS = 0.5
+IN_BUCKET_POLL_SECONDS = 3.0
+"""Every look is some requests."""
+
 RECENT_STEPS = 20
 """Speed, time left and AUC are over the last so many steps."""
 
@@ -35,7 +39,7 @@ def watching(run: Path, report: Reporter, meters: Meters = NoMeters()) -> Iterat
     def look_until_done() -> None:
         last_look = False
         while not last_look:
-            last_look = done.wait(POLL_SECONDS)
+            last_look = done.wait(IN_BUCKET_POLL_SECONDS if isinstance(run, ObjectPath) else POLL_SECONDS)
             watch.look()
 
     thread = threading.Thread(target=look_until_done, daemon=True)

@@ -29,13 +29,16 @@ _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_le
 
 def _absolute(path: Path) -> Path:
     """Replicas run in other working directories."""
+    if "://" in str(path) or str(path).startswith(("s3:/", "gs:/")):
+        raise ValueError(f"{path}: name a directory of this machine's")
     return path.expanduser().absolute()
 
 
 def _place(value: Any) -> Path:
     if not isinstance(value, str | PurePath):
         raise ValueError("name a directory, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
-    return _absolute(files.path_of(str(value)))
+    path = files.path_of(str(value))
+    return path if isinstance(path, ObjectPath) else _absolute(path)
 
 
 LocalPath = Annotated[Path, AfterValidator(_absolute)]

@@ -18,6 +18,7 @@ from sqlalchemy import event
 
 from bco_ray.errors import StorageError
 from bco_ray.storage import files
+from bco_ray.storage.objects import ObjectPath
 
 DATABASE = "bco.db"
 BUSY_TIMEOUT_SECONDS = 30
@@ -33,6 +34,8 @@ def open_database(storage: Path, url: str | None = None) -> sa.Engine:
 
     Raises StorageError if it cannot be opened, or was written by a newer version of this program.
     """
+    if url is None and isinstance(storage, ObjectPath):
+        raise StorageError(f"{storage}: no place for {DATABASE}; name the server's own directory (its --state).")
     url = url or f"sqlite:///{storage / DATABASE}"
     kind = url.partition(":")[0].partition("+")[0]
     if kind == "sqlite":

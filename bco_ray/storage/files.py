@@ -30,8 +30,12 @@ Facts = Mapping[str, Mapping[str, Any]]
 
 
 def path_of(place: str) -> Path:
-    """A local path, or an ObjectPath, which can do what storage asks of a Path."""
-    return cast(Path, ObjectPath(place)) if is_uri(place) else Path(place)
+    """A local path, or an ObjectPath, which can do what storage asks of a Path. Raises SpecError for `..` in a URI."""
+    if not is_uri(place):
+        return Path(place)
+    if ".." in place.split("/"):
+        raise SpecError(f"{place}: no '..' in a URI; write where it leads.")
+    return cast(Path, ObjectPath(place))
 
 
 def storage_directory(place: str) -> Path:
@@ -97,12 +101,16 @@ def list_files(directory: Path) -> Iterator[Path]:
 def commit_directory(directory: Path, facts: dict[str, Any], known: Facts | None = None) -> None:
     """Write the manifest: `facts` plus name, size and digest of every file. From here on the directory counts.
 
-    Files in `known` are not read again for it.
+    Files in `known` are not read again for it. Raises StorageError if one of those is not there, or a lock was lost.
     """
     if not isinstance(directory, ObjectPath):
         disk.sync_tree(directory)
     known = known or {}
     names = {p.relative_to(directory).as_posix(): p for p in list_files(directory)}
+    if gone := sorted(known.keys() - names.keys()):
+        raise StorageError(f"{directory / gone[0]}: it was written, and is not there. Run it again.")
+    if isinstance(directory, ObjectPath):
+        object_lock.require_held(directory)
     listed = {name: dict(known[name]) if name in known else file_facts(path) for name, path in names.items()}
     write_json(directory / MANIFEST, {**facts, "files": listed})
 
@@ -136,8 +144,7 @@ def remove_tree(directory: Path) -> None:
     """Everything below a directory, and itself. Raises FileNotFoundError if a local one is not there."""
     if isinstance(directory, ObjectPath):
         _mark_of(directory).unlink(missing_ok=True)
-        for path in list(directory.objects()):
-            path.unlink(missing_ok=True)
+        directory.remove_tree()
     else:
         shutil.rmtree(directory)
 
@@ -235,6 +242,7 @@ def _upload(made: Path, final: ObjectPath) -> None:
     remove_tree(cast(Path, final))  # what somebody who was killed here had uploaded
     for path in list_files(made):
         (final / path.relative_to(made).as_posix()).upload(path)
+    object_lock.require_held(final)
     _mark_of(final).write_bytes(b"")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bco_ray.storage.objects import ObjectPath
@@ -14,6 +15,9 @@ from bco_ray.storage.objects import ObjectPath
 UPLOAD_SECONDS = 2.0
 UPLOAD_SHARE = 0.02
 """Of the time may go into uploading, however long the file is."""
+
+AGAIN_SECONDS = 15.0
+"""After a failure."""
 
 
 class LineTail:
@@ -63,10 +67,13 @@ class LineTail:
 
 
 class Uploaded:
-    """The local file `local`, which begins as what the object holds, and the object it becomes."""
+    """The local file `local`, which begins as what the object holds, and the object it becomes. `allowed` raises what
+    this process is to end with if it must not write any more; it is asked before each upload.
+    """
 
-    def __init__(self, target: ObjectPath) -> None:
+    def __init__(self, target: ObjectPath, allowed: Callable[[], None]) -> None:
         self._target = target
+        self._allowed = allowed
         self._scratch = tempfile.TemporaryDirectory(prefix="bco-growing-")
         self.local = Path(self._scratch.name) / target.name
         self._due_at = 0.0
@@ -76,11 +83,15 @@ class Uploaded:
     def changed(self) -> None:
         """It has grown: upload it if it is time. Raises OSError."""
         if time.monotonic() >= self._due_at:
-            self._due_at = time.monotonic() + UPLOAD_SECONDS
             self.upload()
 
     def upload(self) -> None:
         """Now. Raises OSError."""
         began = time.monotonic()
-        self._target.upload(self.local)
-        self._due_at = time.monotonic() + max(UPLOAD_SECONDS, (time.monotonic() - began) / UPLOAD_SHARE)
+        wait = AGAIN_SECONDS
+        try:
+            self._allowed()
+            self._target.upload(self.local)
+            wait = UPLOAD_SECONDS
+        finally:
+            self._due_at = time.monotonic() + max(wait, (time.monotonic() - began) / UPLOAD_SHARE)

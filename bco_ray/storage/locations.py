@@ -11,7 +11,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -94,8 +94,16 @@ def delete(uri: str) -> None:
     """Remove a file if it is there. Raises StorageError."""
     with _named(uri, StorageError):
         system, path = filesystem_of(uri)
-        if system.get_file_info(path).type.name != "NotFound":
+        with suppress(FileNotFoundError):  # nor if somebody else was quicker
             system.delete_file(path)
+
+
+def delete_tree(uri: str) -> None:
+    """Remove a directory with all that is below it, if it is there. Raises StorageError."""
+    with _named(uri, StorageError):
+        system, path = filesystem_of(uri)
+        with suppress(FileNotFoundError):
+            system.delete_dir(path)
 
 
 def stat(uri: str) -> Found | None:
@@ -284,8 +292,8 @@ def _named(uri: str, kind: type[BcoError]) -> Iterator[None]:
     try:
         yield
     except _failures(scheme) as error:
-        if isinstance(error, FileNotFoundError) and scheme == "file":
-            raise kind(f"{uri}: no such file or directory.") from None
+        if isinstance(error, FileNotFoundError):
+            raise kind(f"{uri}: no such file or directory.") from error
         verb = "written" if kind is StorageError else "read"
         raise kind(f"{uri}: cannot be {verb} ({error}). {_WAY_OUT[scheme]}") from None
 

@@ -3,7 +3,7 @@
 Only who finds no claim but its own is in; else it takes its claim back and tries again a little later. A listing that
 begins after a put has ended shows it (S3 and GCS promise so), hence of two that both got in, the one that looked later
 would have seen the other's claim. A claim is renewed while it is held; one that is old belongs to a process that died.
-Age is told by the store's clock alone.
+How old others' claims are is told by the store's clock; whether the own one may have been taken for dead, by ours.
 """
 
 from __future__ import annotations
@@ -17,76 +17,125 @@ from contextlib import contextmanager, suppress
 
 from bco_ray.errors import StorageError
 from bco_ray.storage.objects import ObjectPath
+from bco_ray.telemetry import logger
 
 RENEWED_SECONDS = 10.0
 DEAD_SECONDS = 60.0
 """A claim not renewed for so long belongs to nobody."""
 
+SURE_SECONDS = 45.0
+"""Who has not heard for so long that its claim was renewed counts it as lost: before anybody else may."""
+
 PAUSE_SECONDS = 0.2
+LEAST_WAIT_SECONDS = 75.0
+"""Where nobody says how long to wait: whoever died less than a minute ago still seems to be there."""
+
+_held: set[_Claim] = set()
 
 
 @contextmanager
 def held(directory: ObjectPath, *, busy: str | None = None, seconds: float = 0) -> Iterator[None]:
     """Alone in the body among those that hold claims below `directory`.
 
-    Waits for its turn; with words in `busy` at most so long, then it raises StorageError with them. Raises StorageError
-    after the body if the claim was lost meanwhile: this process stood still for longer than DEAD_SECONDS.
+    Waits for its turn; with words in `busy` at most `seconds` (LEAST_WAIT_SECONDS if that is 0), then it raises
+    StorageError with them. Raises StorageError after the body if the claim was lost meanwhile.
     """
-    claim = directory / uuid.uuid4().hex
-    deadline = None if busy is None else time.monotonic() + seconds
-    while not _alone(claim):
-        if deadline is not None and time.monotonic() >= deadline:
-            raise StorageError(f"{directory.parent}: {busy}")
-        time.sleep(random.uniform(0.5, 1.5) * PAUSE_SECONDS)
-    renewing = _Renewing(claim)
+    claim = _taken(directory, busy, seconds or LEAST_WAIT_SECONDS)
+    _held.add(claim)
     try:
         yield
+        claim.require()
     finally:
-        lost = renewing.end()
-    if lost:
-        raise StorageError(f"{directory}: taken over by another process while this one stood still; run it again.")
+        _held.discard(claim)
+        claim.give_up()
 
 
-def _alone(claim: ObjectPath) -> bool:
-    """Whether the claim, laid down now, is the only living one. If not, it is taken back."""
-    claim.write_bytes(b"")
-    renewed = {found.name: found.modified_ns / 1e9 for found in claim.parent.entries() if not found.is_directory}
-    now = renewed.get(claim.name)
-    if now is None:
-        return False
-    others = [claim.parent / name for name in renewed if name != claim.name]
-    dead = [path for path in others if now - renewed[path.name] > DEAD_SECONDS]
-    for path in dead:
-        path.unlink(missing_ok=True)
-    if len(others) > len(dead):
-        claim.unlink(missing_ok=True)
-        return False
-    return not dead or _alone(claim)  # somebody who saw the dead one too may have come between
+def require_held(path: ObjectPath) -> None:
+    """Before what is below `path` is made to count. Raises StorageError if a lock around it was lost."""
+    for claim in list(_held):
+        if path.is_relative_to(claim.path.parent.parent):
+            claim.require()
 
 
-class _Renewing:
-    """A thread that says again and again that the claim's holder lives."""
+def _taken(directory: ObjectPath, busy: str | None, seconds: float) -> _Claim:
+    began = time.monotonic()
+    told = False
+    while (claim := _Claim.alone(directory / uuid.uuid4().hex)) is None:
+        waited = time.monotonic() - began
+        if busy is not None and waited >= seconds:
+            raise StorageError(f"{directory.parent}: {busy}")
+        if not told and waited > RENEWED_SECONDS:
+            logger.info("%s: waiting for another process there, or for one that died within the minute", directory)
+            told = True
+        time.sleep(random.uniform(0.5, 1.5) * PAUSE_SECONDS)
+    return claim
 
-    def __init__(self, claim: ObjectPath) -> None:
-        self._claim = claim
-        self._over = threading.Event()
+
+class _Claim:
+    """One that nobody else's stood beside when it was laid down; a thread renews it."""
+
+    def __init__(self, path: ObjectPath, since: float) -> None:
+        self.path = path
+        self._renewed = since
         self._lost = False
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
-    def end(self) -> bool:
-        """Give the claim up. Whether it had been lost before."""
+    @classmethod
+    def alone(cls, path: ObjectPath) -> _Claim | None:
+        """A claim laid down now, or None if there are others; then it is taken back."""
+        since = time.monotonic()
+        try:
+            path.write_bytes(b"")
+            if _only(path):
+                return cls(path, since)
+        except BaseException:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
+        path.unlink(missing_ok=True)
+        return None
+
+    def require(self) -> None:
+        """Raises StorageError if somebody else may be in by now."""
+        if self._lost or time.monotonic() - self._renewed > SURE_SECONDS:
+            raise StorageError(
+                f"{self.path.parent}: taken over by another process, or it may be: this one stood still, or the "
+                "storage did not answer, for too long. Run it again."
+            )
+
+    def give_up(self) -> None:
+        """Let others in."""
         self._over.set()
         self._thread.join()
         with suppress(OSError):
-            self._lost = self._lost or not self._claim.exists()
-            self._claim.unlink(missing_ok=True)
-        return self._lost
+            self.path.unlink(missing_ok=True)
 
     def _renew(self) -> None:
         while not self._over.wait(RENEWED_SECONDS):
-            with suppress(OSError):  # tried again; what counts is whether the claim is still there
-                if not self._claim.exists():
+            since = time.monotonic()
+            with suppress(OSError):  # tried again
+                if not self.path.exists():
                     self._lost = True
                     return
-                self._claim.write_bytes(b"")
+                self.path.write_bytes(b"")
+                if time.monotonic() - self._renewed > SURE_SECONDS:  # too late: it may stand beside another's now
+                    self._lost = True
+                    self.path.unlink(missing_ok=True)
+                    return
+                self._renewed = since
+
+
+def _only(claim: ObjectPath) -> bool:
+    """Whether it is the only living one. Dead ones are removed."""
+    renewed = {found.name: found.modified_ns / 1e9 for found in claim.parent.entries() if not found.is_directory}
+    now = renewed.pop(claim.name, None)
+    if now is None:
+        return False
+    dead = [name for name, at in renewed.items() if now - at > DEAD_SECONDS]
+    for name in dead:
+        (claim.parent / name).unlink(missing_ok=True)
+    if len(renewed) > len(dead):
+        return False
+    return not dead or _only(claim)  # somebody who saw the dead one too may have come between

@@ -1,8 +1,9 @@
 """A path below `s3://` or `gs://` that has pathlib's methods, as far as storage uses them.
 
-Only names and whole objects exist there: a directory is there while something is below it, and a write replaces an
-object at once. Every method raises OSError if the store cannot be asked, FileNotFoundError if what is to be read is
-not there.
+Only names and whole objects exist there: nobody makes a directory, and an emptied one may still seem to be there. A
+write of up to ONE_PUT_BYTES replaces an object at once; an interruption may cut a longer one short, so those count by
+a mark or a digest. Every method raises OSError if the store cannot be asked, FileNotFoundError if what is to be read
+is not there.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bco_ray.errors import DataError, SpecError, StorageError
 from bco_ray.storage import locations
 
 SCHEMES = ("s3://", "gs://")
 
+ONE_PUT_BYTES = 256 << 20
 _BLOCK_BYTES = 16 << 20
 
 
@@ -79,8 +81,12 @@ class ObjectPath(PurePosixPath):
             return (ObjectPath(found.uri) for found in locations.glob(f"{self}/{pattern}"))
 
     def objects(self) -> Iterator[ObjectPath]:
-        """All below it, in order."""
-        return (ObjectPath(found.uri) for found in self.entries(recursive=True) if not found.is_directory)
+        """All below it, in order. Raises OSError for a name that would lead out of a directory it is copied to."""
+        for found in self.entries(recursive=True):
+            if ".." in found.uri.split("/"):
+                raise OSError(f"{found.uri}: a name with '..' in it; rename or remove that object.")
+            if not found.is_directory:
+                yield ObjectPath(found.uri)
 
     def entries(self, *, recursive: bool = False) -> list[locations.Found]:
         """What is below it, at one moment."""
@@ -95,13 +101,12 @@ class ObjectPath(PurePosixPath):
 
     def open_raw(self) -> io.RawIOBase:
         """Seekable and without a buffer, for readers that seek about."""
-        self.stat()
         with _as_os_error():
-            return locations.open_raw(str(self))
+            return _Opened(locations.open_raw(str(self)))
 
     def read_bytes(self) -> bytes:
         """All of an object."""
-        with _as_os_error(), self.open_raw() as file:
+        with self.open_raw() as file:
             return file.readall()
 
     def read_text(self, encoding: str = "utf-8") -> str:
@@ -116,8 +121,9 @@ class ObjectPath(PurePosixPath):
 
     def upload(self, source: Path) -> None:
         """Replace the object by a local file's bytes."""
+        block = ONE_PUT_BYTES if source.stat().st_size <= ONE_PUT_BYTES else _BLOCK_BYTES
         with _as_os_error(), source.open("rb") as file:
-            locations.write_stream(str(self), iter(lambda: file.read(_BLOCK_BYTES), b""))
+            locations.write_stream(str(self), iter(lambda: file.read(block), b""))
 
     def download(self, target: Path) -> None:
         """All of the object into a local file."""
@@ -130,6 +136,11 @@ class ObjectPath(PurePosixPath):
             self.stat()
         with _as_os_error():
             locations.delete(str(self))
+
+    def remove_tree(self) -> None:
+        """Remove all that is below it."""
+        with _as_os_error():
+            locations.delete_tree(str(self))
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: it is there as soon as something is below it."""
@@ -156,4 +167,40 @@ def _as_os_error() -> Iterator[None]:
     try:
         yield
     except (StorageError, DataError, SpecError) as error:
-        raise OSError(str(error)) from error
+        kind = FileNotFoundError if isinstance(error.__cause__, FileNotFoundError) else OSError
+        raise kind(str(error)) from error
+
+
+class _Opened(io.RawIOBase):
+    """An object that is read: what fails is OSError."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        with _as_os_error():
+            return self._raw.readinto(buffer)
+
+    def read(self, size: int = -1, /) -> bytes:
+        with _as_os_error():
+            return self._raw.read(size) or b""
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _as_os_error():
+            return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()

@@ -99,15 +99,16 @@ class Registry:
                 files.write_json(scratch / _LINEAGE, {**lineage, **own})
         return self.get(name, number)
 
-    def verify(self, name: str, version: int) -> bool:
-        """Whether the files could be checked: a version registered before digests were kept has none (False).
+    def verify(self, name: str, version: int, at: Path | None = None) -> bool:
+        """Whether the files (or those of a copy `at`) could be checked: a version registered before digests were kept
+        has none (False).
 
         Raises ModelError naming the first file that is missing, was added, or is not what was registered.
         """
         known = self.get(name, version)
         if (registered := known.lineage.get("files")) is None:
             return False
-        found = _digests(known.directory)
+        found = _digests(at or known.directory)
         for file in sorted(registered.keys() | found.keys()):
             if registered.get(file) != found.get(file):
                 problem = "missing" if file not in found else "changed" if file in registered else "was added"

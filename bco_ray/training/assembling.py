@@ -56,19 +56,19 @@ def assemble(setup: TrainSetup, gang: Gang) -> Run:
     torch.manual_seed(setup.seed)  # a new adapter is drawn here, the same whether or not a dry run drew one before
     with together(gang, "load the model"):
         trainee = build(setup, gang, plan.total_steps)
-    checkpoints = _checkpoints(setup, gang)
+    checkpoints, attempt = _checkpoints(setup, gang)
     share = Share(gang.rank, gang.size, setup.max_tokens_per_micro_batch)
     journal = RunJournal(files.path_of(setup.run))
-    metrics = MetricsLog(files.path_of(setup.run) / "metrics.jsonl")
+    metrics = MetricsLog(files.path_of(setup.run) / "metrics.jsonl", attempt.require_newest)
     return Run(setup, gang, trainee, plan, reader, share, checkpoints, metrics, journal)
 
 
-def _checkpoints(setup: TrainSetup, gang: Gang) -> Checkpoints:
+def _checkpoints(setup: TrainSetup, gang: Gang) -> tuple[Checkpoints, Attempt]:
     run = files.path_of(setup.run)
     store = CheckpointStore(open_store(setup.checkpoint_storage or str(run / "checkpoints")))
     attempt = Attempt.begin(run, gang, store)
     keep = Keep(setup.checkpoint_keep, setup.checkpoint_keep_best, setup.checkpoint_best)
-    return Checkpoints(store, gang, attempt, setup.identity, keep=keep, journal=RunJournal(run))
+    return Checkpoints(store, gang, attempt, setup.identity, keep=keep, journal=RunJournal(run)), attempt
 
 
 def first_shift(run: Run) -> RewardShift:

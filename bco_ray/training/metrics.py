@@ -92,8 +92,11 @@ class MetricsLog:
     In an object store its lines appear after some seconds, all of them with `flush`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, allowed: Callable[[], None] = lambda: None) -> None:
+        """`allowed`: see `Uploaded`."""
         self.path = path
+        self._allowed = allowed
+        self._failing = False
         self._uploaded: Uploaded | None = None
         self._unwritten = ""
         self._good_bytes: int | None = None
@@ -108,13 +111,15 @@ class MetricsLog:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one step; numbers that are not finite become null."""
-        waited = bool(self._unwritten)
         self._unwritten += _line({key: _finite(value) for key, value in row.items()})
         try:
             self._write()
+            self._failing = False
         except OSError as error:
-            if not waited:
-                logger.warning("%s: cannot be written (%s); kept in memory until it can", self.path, error.strerror)
+            if not self._failing:
+                reason = error.strerror or error
+                logger.warning("%s: cannot be written (%s); kept here until it can", self.path, reason)
+            self._failing = True
 
     def flush(self) -> None:
         """Write what a full disk has kept waiting. Raises OSError if it still cannot be."""
@@ -126,7 +131,7 @@ class MetricsLog:
     def _write(self) -> None:
         """What a write that failed left behind half goes first."""
         if isinstance(self.path, ObjectPath):
-            self._uploaded = self._uploaded or Uploaded(self.path)
+            self._uploaded = self._uploaded or Uploaded(self.path, self._allowed)
         self._append_to(self._uploaded.local if self._uploaded else self.path)
         if self._uploaded:
             self._uploaded.changed()

@@ -14,9 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from bco_ray.storage import files
+from bco_ray.storage.objects import ObjectPath
 
 FILE = "stop.json"
 POLL_SECONDS = 1.0
+IN_BUCKET_POLL_SECONDS = 5.0
 
 Notice = Callable[[], bool]
 """Whether this worker is about to be taken away; asked at every step, so it must be cheap."""
@@ -62,7 +64,8 @@ class StopRequests:
     def _file_is_there(self) -> bool:
         if self._file is None or time.monotonic() < self._look_at:
             return False
-        self._look_at = time.monotonic() + POLL_SECONDS
+        in_bucket = isinstance(self._file, ObjectPath)
+        self._look_at = time.monotonic() + (IN_BUCKET_POLL_SECONDS if in_bucket else POLL_SECONDS)
         with suppress(OSError):  # storage that does not answer asks for nothing
             return self._file.exists()
         return False

@@ -45,7 +45,7 @@ def spec(tmp_path: Path) -> Path:
         ("model.base=/nowhere", 1, "model.base: /nowhere: no model directory"),
         ("model.base=bot@prod", 1, "bot@prod: no such model in"),
         ("data.feedback=feedback", 2, "has no votes yet"),
-        ("output.storage=s3://b/x", 2, "only local"),
+        ("output.storage=hf://datasets/a/b", 2, "object stores that can be written to are"),
         ("objective={loss: kto, reference: precomputed}", 2, "kto also looks at completions"),
     ],
 )

@@ -52,7 +52,7 @@ def files(tmp_path: Path) -> FileStore:
 def client(tmp_path: Path, files: FileStore) -> Made:
     models = tmp_path / "models"
     jobs = JobStore(open_database(tmp_path))
-    service = JobService(jobs, files, tmp_path, Places([str(models)], {"bot"}.__contains__))
+    service = JobService(jobs, files, tmp_path, tmp_path, Places([str(models)], {"bot"}.__contains__))
 
     def made(**how: Any) -> TestClient:
         api = FastAPI()

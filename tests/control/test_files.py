@@ -170,7 +170,7 @@ def test_bytes_that_a_crash_kept_from_going_are_swept(
 ) -> None:
     added = add(store)
     with monkeypatch.context() as patch:
-        patch.setattr("bco_ray.control.files.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("bco_ray.control.files.disk.remove_tree", lambda _: None)
         store.delete("acme", added.id)
     age(directory / added.id)
     assert store.sweep(3600) == [added.id]

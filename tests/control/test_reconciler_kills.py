@@ -224,7 +224,7 @@ class World:
         self.ray = Ray(self, self.chance)
         self.store = JobStore(engine, self._ended)
         self.killable = KillableStore(engine, self._ended, self.chance)
-        self.service = JobService(self.store, None, storage, None)  # type: ignore[arg-type]  # only asked to steer
+        self.service = JobService(self.store, None, storage, storage, None)  # type: ignore[arg-type]  # only asked to steer
         self.reconcilers = [self._reconciler(), self._reconciler()]
         self.looking: list[int] = []
         self.clusters = 0

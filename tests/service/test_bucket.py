@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from bco_ray.config import DataSpec
 from bco_ray.control.keys import KeyStore
 from bco_ray.errors import SpecError
+from bco_ray.pipeline.erase import erase_votes
 from bco_ray.pipeline.log import resolve_log
 from bco_ray.pipeline.served import serve_args
 from bco_ray.service.app import extension
@@ -25,9 +26,11 @@ from bco_ray.serving.http.api import create_api
 from bco_ray.serving.http.settings import Settings
 from bco_ray.storage import files
 from bco_ray.storage.database import open_database
+from bco_ray.storage.export import load_manifest, verify_segments
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.feedback_rows import Choice, Completion, Vote
 from bco_ray.storage.registry import Registry
+from bco_ray.telemetry import Phases
 
 ASKED = [{"role": "user", "content": "q"}]
 VOTES = b"".join(
@@ -104,3 +107,16 @@ def test_a_bucket_alone_is_not_enough_for_a_server(bucket: str) -> None:
         ServiceArgs(follow=["bot"], storage=bucket)
     with pytest.raises(SpecError, match="--state"):
         serve_args("bot", files.path_of(bucket))
+
+
+def test_a_person_is_erased_in_both(site: Site) -> None:
+    for number, user in enumerate(["alice", "bob"]):
+        said = Completion(f"r{number}", 1.0, "bot/1", "f", ASKED, [1], [Choice("yes", [2], "stop")], {})
+        site.log.add_completion(said)
+        site.log.add_vote(Vote(response_id=f"r{number}", label=True, user=user))
+    created(site, "feedback")
+    gone = erase_votes(site.storage, users=["alice"], ids=[], phases=Phases(quiet=True), state=site.state)
+    assert (gone["votes_in_log"], gone["rows_in_segments"]) == (1, 1)
+    manifest = load_manifest(site.storage / "feedback")
+    verify_segments(site.storage / "feedback", manifest)
+    assert manifest.rows == 1

@@ -16,6 +16,7 @@ from bco_ray.errors import SpecError, StorageError
 from bco_ray.storage import files, object_lock, parquet
 from bco_ray.storage.growing import LineTail, Uploaded
 from bco_ray.storage.local_copies import local_copy
+from bco_ray.storage.locations import Found
 from bco_ray.storage.objects import ObjectPath
 from bco_ray.storage.registry import Registry
 from bco_ray.storage.run_journal import JournalTail, RunJournal
@@ -80,7 +81,7 @@ def test_files_and_directories(place: Any) -> None:
     (place / "a" / "x.json").unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError, match=r"x\.json: no such object"):
         (place / "a" / "x.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"x\.json: no such object"):
+    with pytest.raises(FileNotFoundError, match=r"x\.json: no such file"):
         (place / "a" / "x.json").read_bytes()
     with pytest.raises(StorageError, match=r"x\.json: missing"):
         files.read_json(place / "a" / "x.json")
@@ -177,27 +178,37 @@ def test_who_cannot_wait_is_told(place: Any) -> None:
     with (
         files.locked(place / ".lock"),
         pytest.raises(StorageError, match="busy now"),
-        files.locked(place / ".lock", busy="busy now"),
+        files.locked(place / ".lock", busy="busy now", seconds=0.1),
     ):
         pass
 
 
 def test_a_dead_holder_lets_go(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / ".lock" / "of a killed process").write_bytes(b"")
-    with pytest.raises(StorageError, match="busy"), files.locked(place / ".lock", busy="busy"):
+    with pytest.raises(StorageError, match="busy"), files.locked(place / ".lock", busy="busy", seconds=0.1):
         pass
     monkeypatch.setattr(object_lock, "DEAD_SECONDS", -1.0)
-    with files.locked(place / ".lock", busy="busy"):
+    with files.locked(place / ".lock", busy="busy", seconds=0.1):
         assert [path.name for path in (place / ".lock").iterdir()] != ["of a killed process"]
 
 
-def test_a_holder_that_stood_still_is_told(place: Any) -> None:
+def test_a_holder_that_stood_still_is_told(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_lock, "SURE_SECONDS", -1.0)
     with pytest.raises(StorageError, match="taken over"), files.locked(place / ".lock"):
-        files.remove_tree(place / ".lock")
+        pass
+    files.write_bytes(place / "part", b"1")
+
+    def committed() -> None:
+        with files.locked(place / ".lock"):
+            files.commit_directory(place, {})
+
+    with pytest.raises(StorageError, match="taken over"):
+        committed()
+    assert not files.is_committed(place)
 
 
 def test_a_growing_file_is_followed(place: Any) -> None:
-    tail, grown = LineTail(place / "m.jsonl"), Uploaded(place / "m.jsonl")
+    tail, grown = LineTail(place / "m.jsonl"), Uploaded(place / "m.jsonl", lambda: None)
     assert tail.read() == []
     with grown.local.open("ab") as file:
         file.write(b"1\n2\n3")
@@ -212,7 +223,7 @@ def test_a_growing_file_is_followed(place: Any) -> None:
     assert tail.read() == [b"1", b"2", b"9", b"8", b"5"]
     files.write_bytes(place / "m.jsonl", b"1\n")
     assert tail.read() == [b"1"]
-    assert Uploaded(place / "m.jsonl").local.read_bytes() == b"1\n"
+    assert Uploaded(place / "m.jsonl", lambda: None).local.read_bytes() == b"1\n"
 
 
 def test_a_journal_of_many_writers(place: Any) -> None:
@@ -276,3 +287,72 @@ def test_a_version_half_uploaded_is_none(place: Any, tmp_path: Path) -> None:
     version = registry.register("bot", tmp_path, {"run": "r"})
     assert version.reference == "bot/1"
     assert not (version.directory / "old.bin").exists()
+
+
+def test_a_claim_that_comes_back_late_is_none(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_lock, "RENEWED_SECONDS", 0.01)
+    monkeypatch.setattr(object_lock, "SURE_SECONDS", 0.5)
+    slow, write = threading.Event(), ObjectPath.write_bytes
+
+    def late(path: ObjectPath, data: bytes) -> int:
+        slow.wait(1.0)
+        return write(path, data)
+
+    def stood_still() -> None:
+        with files.locked(place / ".lock"):
+            monkeypatch.setattr(ObjectPath, "write_bytes", late)
+            slow.wait(1.5)
+
+    with pytest.raises(StorageError, match="taken over"):
+        stood_still()
+    assert not list((place / ".lock").rglob("*"))
+
+
+def test_a_name_that_leads_out_is_refused(place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BCO_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SpecError, match=r"no '\.\.' in a URI"):
+        files.path_of("s3://bucket/a/../b")
+    found = [Found(f"{place}/m/../../evil.txt", 1, 0, False)]
+    monkeypatch.setattr(ObjectPath, "entries", lambda *_, **__: found)
+    with pytest.raises(StorageError, match="rename or remove"):
+        local_copy(place / "m")
+    with pytest.raises(OSError, match="rename or remove"):
+        list((place / "m").objects())
+
+
+def test_what_was_said_to_be_written_must_be_there(place: Any) -> None:
+    files.write_bytes(place / "part-1", b"one")
+    with pytest.raises(StorageError, match="part-2: it was written, and is not there"):
+        files.commit_directory(place, {}, {"part-2": files.facts_of(b"two")})
+
+
+def test_two_may_remove_the_same(place: Any) -> None:
+    files.write_bytes(place / "x", b"")
+    errors: list[BaseException] = []
+
+    def remove() -> None:
+        try:
+            (place / "x").unlink(missing_ok=True)
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=remove) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+
+
+def test_who_was_given_up_for_dead_uploads_no_more(place: Any) -> None:
+    class StaleError(Exception):
+        pass
+
+    def stale() -> None:
+        raise StaleError
+
+    files.write_bytes(place / "m.jsonl", b"theirs\n")
+    grown = Uploaded(place / "m.jsonl", stale)
+    with pytest.raises(StaleError):
+        grown.changed()
+    assert (place / "m.jsonl").read_bytes() == b"theirs\n"

@@ -27,9 +27,10 @@ def check_version(storage: Path) -> Check:
         from bco_ray.models.verifying import check_servable  # torch
 
         name, _, number = reference.rpartition("/")
+        here = await asyncio.to_thread(local_copy, directory)
         if directory == registry.root / name / number:
-            await asyncio.to_thread(registry.verify, name, int(number))
-        await asyncio.to_thread(lambda: check_servable(local_copy(directory)))
+            await asyncio.to_thread(registry.verify, name, int(number), here)
+        await asyncio.to_thread(check_servable, here)
 
     return check
 

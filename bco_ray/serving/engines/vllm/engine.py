@@ -88,8 +88,8 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Start vLLM and read the weights. Raises ModelError."""
-        self._directory = local_copy(self._directory)
-        self._base = local_copy(base_directory(self._directory))
+        self._directory = await asyncio.to_thread(local_copy, self._directory)
+        self._base = await asyncio.to_thread(local_copy, base_directory(self._directory))
         has_own = (self._directory / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(self._directory if has_own else self._base)
         self._decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
