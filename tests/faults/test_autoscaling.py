@@ -145,7 +145,8 @@ def site(faults: Any) -> Iterator[Site]:
     address = f"{ray.util.get_node_ip_address()}:{ports['port']}"
     config = faults.own / "scaling.json"
     config.write_text(json.dumps(scaling(address)))
-    head = faults.start(*ray_head.head_command(ports, temporary, f"--autoscaling-config={config}"), **LIKE_A_CLOUD)
+    command = ray_head.head_command(ports, temporary, f"--autoscaling-config={config}")
+    head = faults.start(*command, **LIKE_A_CLOUD, **ray_head.head_environment(ports))
     try:
         faults.until(lambda: head.ended() is not None or ray_head.answers(ports["dashboard-port"]), 120)
         assert head.ended() is None, head.output[-4000:]
