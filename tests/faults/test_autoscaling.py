@@ -14,6 +14,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from bco_ray.control.job import Job, Order, body_hash, new_id
+from bco_ray.control.job import Order, body_hash, new_id
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.requests import JobRequest, spec_of
 from bco_ray.storage.database import open_database
@@ -111,7 +112,18 @@ class Site:
 
     def raylets(self) -> list[int]:
         """Of the worker nodes that live."""
-        return [pid for pid in self.faults.running() if is_workers_raylet(Path(f"/proc/{pid}/cmdline"))]
+        return [pid for pid in self.faults.running() if is_workers_raylet(words_of(pid))]
+
+    @contextmanager
+    def no_machines(self) -> Iterator[None]:
+        """As if the cloud had none to give while the body runs: the autoscaler's process stands still."""
+        found = [pid for pid in self.faults.running() if any(w.endswith(b"/monitor.py") for w in words_of(pid))]
+        assert found
+        for pid in found:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+        for pid in found:
+            os.kill(pid, signal.SIGCONT)
 
     def nodes(self) -> list[int]:
         """How many worker nodes there were, one after the other."""
@@ -130,11 +142,15 @@ class Site:
             time.sleep(0.05)
 
 
-def is_workers_raylet(command: Path) -> bool:
+def words_of(pid: int) -> list[bytes]:
+    """Its command line; a process that has ended has none."""
     try:
-        words = command.read_bytes().split(b"\0")
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return False
+        return [b""]
+
+
+def is_workers_raylet(words: list[bytes]) -> bool:
     return words[0].endswith(b"/raylet") and b"--head" not in words
 
 
@@ -164,25 +180,25 @@ def site(faults: Any) -> Iterator[Site]:
 def test_nodes_come_for_a_job_and_go_after_it(site: Site, faults: Any) -> None:
     """None, two, one of them killed, two again, none: the job waits, and says for what; it trains, once, to the end."""
     job_id = site.submit()
-    heard: set[str] = set()
 
-    def job() -> Job:
-        found = site.store.get(job_id)
-        heard.add(found.details.get("waiting_for") or "nothing")
-        return found
+    def waits_for(what: str) -> bool:
+        return site.store.get(job_id).details.get("waiting_for") == what
 
     def has_checkpoint() -> bool:
-        assert job().finished_at is None, job()
+        assert site.store.get(job_id).finished_at is None, site.store.get(job_id)
         run = site.run_of(job_id)
         return run is not None and any(run.glob("checkpoints/*/manifest.json"))
 
+    with site.no_machines():
+        site.until(lambda: waits_for("a machine with 1 CPU"), "waiting for the first node")
     site.until(has_checkpoint, "a checkpoint")
     assert max(site.nodes()) == 2
-    os.kill(site.raylets()[0], signal.SIGKILL)
-    site.until(lambda: job().finished_at is not None, "the end of the job")
-    ended = job()
+    with site.no_machines():
+        os.kill(site.raylets()[0], signal.SIGKILL)
+        site.until(lambda: waits_for("2 workers are to start, and there is room for 1"), "waiting for another node")
+    site.until(lambda: site.store.get(job_id).finished_at is not None, "the end of the job")
+    ended = site.store.get(job_id)
     assert (ended.status, ended.attempt, ended.outcome and ended.outcome["model"]) == ("succeeded", 1, "bot/1"), ended
-    assert {"a machine with 1 CPU", "2 workers are to start, and there is room for 1"} <= heard
     site.until(lambda: site.nodes()[-1] == 0, "an empty cluster")
     run = site.run_of(job_id)
     assert run
