@@ -24,11 +24,19 @@ RUNG = {
     "objective": 1, "text": 1, "storage": 1,
     "models": 2, "web": 2, "testing": 3,
     "feedback": 3, "scoring": 3, "training": 3, "evaluation": 3, "serving": 3, "control": 3,
+    "nodes": 3,
     "pipeline": 4, "service": 4, "demo": 5, "cli": 6,
 }  # fmt: skip
 
 DOORS = {
-    "ray.data": {"feedback/lines", "feedback/records", "scoring/score", "evaluation/heldout", "pipeline/cluster"},
+    "ray.data": {
+        "feedback/lines",
+        "feedback/records",
+        "scoring/score",
+        "evaluation/heldout",
+        "pipeline/cluster",
+        "training/room",
+    },
     "ray.train": {"training/launch"},
     "ray.serve": {"serving/app", "serving/server", "serving/model", "serving/fleet", "serving/remote", "service/app"},
     "ray.job_submission": {"control/ray_jobs"},

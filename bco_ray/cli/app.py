@@ -13,6 +13,7 @@ from bco_ray.cli.jobs import app as jobs_app
 from bco_ray.cli.keys import Database
 from bco_ray.cli.keys import app as keys_app
 from bco_ray.cli.models import app as models_app
+from bco_ray.cli.nodes import app as nodes_app
 from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, State, Storage, finish
 from bco_ray.config.environment import prepare_environment
 from bco_ray.errors import BcoError
@@ -29,6 +30,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(keys_app, name="keys")
+app.add_typer(nodes_app, name="node")
 
 
 def main() -> None:

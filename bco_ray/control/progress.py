@@ -42,6 +42,8 @@ class Follower:
         progress, resolved = directory.progress, directory.resolved
         run = files.path_of(resolved["run"]) if resolved else None
         details = {**job.details, "waiting_for": None, **_phase(progress), **(_training(run) if run else {})}
+        if progress.get("phase") != "train":  # what is left there is of a training before
+            details["waiting_for"] = progress.get("waiting_for")
         if details["waiting_for"]:
             details["eta_seconds"] = None
         news = [News(f"Phase {details['phase']}.")] if details.get("phase") != job.details.get("phase") else []

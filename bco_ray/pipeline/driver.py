@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from bco_ray.errors import BcoError, ClusterError, InterruptedRunError  # noqa: 
 from bco_ray.pipeline.cluster import cluster_for  # noqa: E402
 from bco_ray.pipeline.resolve import ResolvedJob, resolve  # noqa: E402
 from bco_ray.pipeline.run import RunOutcome, run_job  # noqa: E402
+from bco_ray.pipeline.waiting import looking_out  # noqa: E402
 from bco_ray.storage import disk, files  # noqa: E402
 from bco_ray.storage.job_directory import JobDirectory  # noqa: E402
 from bco_ray.telemetry import Phases, Progress, configure_logging, logger, span  # noqa: E402
@@ -34,6 +36,7 @@ WAIT_SECONDS = 120
 """For the driver before this one to end: its cluster may be gone, and it has not noticed yet."""
 
 _WRITE_SECONDS = 0.5
+_STILL_SECONDS = 4.0
 
 
 def main(storage: Path, job_id: str, attempt: int) -> int:
@@ -85,8 +88,9 @@ def _run(directory: JobDirectory) -> None:
     places = {"run": str(job.run_directory), "checkpoints": job.checkpoint_place}
     directory.write("resolved", {"spec": job.spec.model_dump(mode="json"), **places})
     configure_logging(run=job.run_directory.name)
-    with cluster_for(job):
-        outcome = run_job(job, Phases(told=_Written(directory)))
+    written = _Written(directory)
+    with cluster_for(job), looking_out(written.waits_for):
+        outcome = run_job(job, Phases(told=written))
     directory.write("outcome", _facts(job, outcome))
 
 
@@ -109,19 +113,40 @@ class _Written:
 
     def __init__(self, directory: JobDirectory) -> None:
         self._directory = directory
-        self._phase, self._at = "", 0.0
+        self._facts: dict[str, Any] = {}
+        self._moved = self._at = 0.0
+        self._turn = threading.Lock()
 
     def __call__(self, phase: str, progress: Progress, note: str) -> None:
-        now = time.time()
-        if phase == self._phase and now - self._at < _WRITE_SECONDS:
-            return
-        self._phase, self._at = phase, now
+        """It got on."""
         facts = {
             "phase": phase, "percent": progress.percent, "eta_seconds": progress.eta_seconds, "done": progress.done,
-            "total": progress.total, "note": note, "at": now,
+            "total": progress.total, "note": note, "waiting_for": None,
         }  # fmt: skip
+        with self._turn:
+            self._moved = now = time.time()
+            shown, self._facts = self._facts, facts
+            anew = phase != shown.get("phase") or shown["waiting_for"] is not None
+            if anew or now - self._at >= _WRITE_SECONDS:
+                self._write(now)
+
+    def waits_for(self, what: str | None) -> None:
+        """What the cluster lacks: somebody else may lack it, so only a phase that stands still waits for it.
+
+        The status of a training says itself what that waits for.
+        """
+        with self._turn:
+            now = time.time()
+            still = now - self._moved >= _STILL_SECONDS and self._facts.get("phase") != "train"
+            lacks = what if still else None
+            if self._facts and self._facts["waiting_for"] != lacks:
+                self._facts["waiting_for"] = lacks
+                self._write(now)
+
+    def _write(self, now: float) -> None:
+        self._at = now
         try:
-            self._directory.write("progress", facts)
+            self._directory.write("progress", {**self._facts, "at": now})
         except OSError as error:
             logger.warning("progress.json: cannot be written: %s", error)
 

@@ -76,7 +76,10 @@ class Limits:
 
 
 class Attempts:
-    """`start` starts a group of so many workers; `room` counts workers that could be started now beside them."""
+    """`start` starts a group of so many workers; `room` counts workers that could be started now beside them.
+
+    `ask` asks for a cluster with room for so many more, for as long as it is asked again; 0: no more.
+    """
 
     def __init__(
         self,
@@ -85,12 +88,14 @@ class Attempts:
         start: Callable[[TrainSetup, int], Group],
         room: Callable[[], int],
         pause: Callable[[float], None] = time.sleep,
+        ask: Callable[[int], None] = lambda workers: None,
     ) -> None:
         self._setup = setup
         self._limits = limits
         self._start = start
         self._room = room
         self._pause = pause
+        self._ask = ask
         self._run = files.path_of(setup.run)
         self._journal = RunJournal(self._run)
         self._resize_seconds = limits.resize_seconds
@@ -111,6 +116,8 @@ class Attempts:
         except Exception as error:
             self._journal.write("gave_up", error=str(error))
             raise
+        finally:
+            self._ask(0)
         self._journal.write("finished")
         return state
 
@@ -133,6 +140,7 @@ class Attempts:
         look_at = time.monotonic() + self._resize_seconds
         try:
             while not group.wait(POLL_SECONDS):
+                self._ask(self._limits.most - workers)
                 if workers < self._limits.most and time.monotonic() > look_at:
                     look_at = time.monotonic() + self._resize_seconds
                     self._grow_if_possible(workers, began)

@@ -1,4 +1,4 @@
-"""Training on Ray Train: a worker group is one TorchTrainer around `loop.train`. The only file here that imports ray.
+"""Training on Ray Train: a worker group is one TorchTrainer around `loop.train`. Only this and `room` import ray.
 
 Checkpoints and retries are ours: Ray's own would know neither whether a failure is worth another try nor how many
 workers there is room for, and its resizes throw away the steps since the last checkpoint. So `fit` gets one failure,
@@ -28,11 +28,10 @@ from bco_ray.telemetry import configure_logging
 from bco_ray.training.attempt import StaleAttemptError
 from bco_ray.training.attempts import Attempts, Failed, Finished, Limits
 from bco_ray.training.failures import Kind, Symptom
+from bco_ray.training.room import MoreWorkers, Resources, room_for
 from bco_ray.training.setup import TrainSetup
 from bco_ray.training.stopping import stop_on_sigterm
 from bco_ray.training.watchdog import collective_seconds
-
-Resources = dict[str, float]
 
 RESIZE_SECONDS = 60.0
 """How often an elastic run looks for more room."""
@@ -56,19 +55,8 @@ def run_training(
         return FitGroup(setup, workers, resources_per_worker)
 
     limits = Limits(least, most, max_failures, RESIZE_SECONDS)
-    return Attempts(setup, limits, start, lambda: room_for(resources_per_worker)).run()
-
-
-def room_for(resources_per_worker: Resources) -> int:
-    """How many more workers the cluster has place for now, node by node; not on nodes that are about to go."""
-    needed = {name: count for name, count in resources_per_worker.items() if count > 0}
-    leaving = ray._private.state.state.get_draining_nodes()
-    free = ray._private.state.available_resources_per_node()
-    return sum(_fitting(there, needed) for node, there in free.items() if node not in leaving)
-
-
-def _fitting(there: dict[str, float], needed: Resources) -> int:
-    return int(min(there.get(name, 0) // count for name, count in needed.items())) if needed else 0
+    more = MoreWorkers(files.path_of(setup.run).name, resources_per_worker)
+    return Attempts(setup, limits, start, lambda: room_for(resources_per_worker), ask=more.ask).run()
 
 
 @dataclass

@@ -429,6 +429,19 @@ def test_who_waits_for_gpus_does_not_pay_for_them(site: Site) -> None:
     assert (spent["seconds"], spent["gpu_seconds"]) == (pytest.approx(0, abs=2), 0)
 
 
+def test_a_job_says_what_any_phase_waits_for(site: Site) -> None:
+    job = site.running()
+    run = account(site, job, "score", [])
+    (run / "status.json").write_text(json.dumps({"waiting_for": "2 workers: of an attempt before"}))
+    assert site.look(job).details["waiting_for"] is None
+    told = {"phase": "score", "waiting_for": "a machine with 1 GPU", "eta_seconds": 7.0, "at": time.time()}
+    site.directory(job).write("progress", told)
+    details = site.look(job).details
+    assert (details["waiting_for"], details["eta_seconds"]) == ("a machine with 1 GPU", None)
+    account(site, job, "train", [])
+    assert site.look(job).details["waiting_for"] == "2 workers: of an attempt before"
+
+
 def test_a_paused_job_has_a_deadline_too(site: Site) -> None:
     job = site.look(site.job(request={"model": "m", "budget": {"deadline": time.time() + 3600}}), 2)
     site.store.move(job.id, "paused", News("pause"))

@@ -43,7 +43,9 @@ def problems(text: str) -> list[str]:
         validate_config(prepare_config(config))
     except (ValidationError, ValueError, AssertionError) as error:
         return [f"ray: {getattr(error, 'message', error)}"]
-    checks = (provider, node_types, machines, idle_head, workers, labels, token, loopback, shared_memory, versions)
+    checks = (
+        provider, node_types, machines, idle_head, workers, labels, token, loopback, shared_memory, versions, notices,
+    )  # fmt: skip
     return [problem for check in checks for problem in check(config)] + list(comments(text))
 
 
@@ -151,6 +153,12 @@ def shared_memory(config: dict[str, Any]) -> Iterator[str]:
             yield f"{who}: --shm-size is missing"
 
 
+def notices(config: dict[str, Any]) -> Iterator[str]:
+    """On every worker, beside Ray and outliving the command that starts it."""
+    if not re.search(r"setsid --fork .* bco node watch .*</dev/null$", config["worker_start_ray_commands"][-1]):
+        yield "nobody hears the cloud's notice: a spot machine would go without a checkpoint"
+
+
 def versions(config: dict[str, Any]) -> Iterator[str]:
     """The image's tag says what is in it, so it can be compared."""
     tag = re.search(r":(?P<own>[\d.]+\w*)-ray(?P<ray>[\d.]+)-py(?P<python>[\d.]+)-\w+$", config["docker"]["image"])
@@ -224,6 +232,8 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "token in clear": ("--env TMPDIR=/tmp", "--env RAY_AUTH_TOKEN=abc", "a secret in clear text"),
     "open dashboard": ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "the dashboard, and with it"),
     "shared memory": ("--shm-size=16g", "--ipc=private", "worker: --shm-size is missing"),
+    "no watcher": ("bco node watch", "true", "nobody hears the cloud's notice"),
+    "a watcher that is waited for": ("setsid --fork ", "", "nobody hears the cloud's notice"),
     "ray version": ("-ray2.60.0-", "-ray2.59.0-", "ray 2.59.0, but it is built with 2.60.0"),
     "python version": ("-py3.11-", "-py3.12-", "python 3.12, but it is built with 3.11"),
     "own version": (":0.1.0-", ":0.0.9-", "own 0.0.9"),

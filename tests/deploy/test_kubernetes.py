@@ -21,7 +21,9 @@ import pytest
 import yaml
 from ray._private.label_utils import validate_node_labels
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from typer.main import get_command
 
+from bco_ray.cli.nodes import app as node_app
 from bco_ray.config import load_spec
 from bco_ray.errors import StorageError
 from bco_ray.storage.database import open_database
@@ -279,6 +281,22 @@ def test_the_shipped_spec_fits_the_jobs_cluster() -> None:
     assert workers.workers == (gpu["replicas"], gpu["replicas"])
     for name, count in workers.resources_per_worker.items():
         assert count <= float(gpu["resources"][name])
+
+
+def test_training_leaves_a_machine_before_kubernetes_ends_it() -> None:
+    """The command is bco's own, and its time ends before the pod's."""
+    trainers = [group for group in CLUSTERS["RayCluster"]["workerGroupSpecs"] if group["groupName"].startswith("gpu")]
+    assert trainers
+    for group in trainers:
+        pod = group["template"]["spec"]
+        command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert command[:-1] == ["bco", "node", "leave", "--seconds"]
+        assert float(command[-1]) < pod["terminationGracePeriodSeconds"]
+    assert "--seconds" in {option for parameter in leave_options() for option in parameter.opts}
+
+
+def leave_options() -> Any:
+    return get_command(node_app).commands["leave"].params  # type: ignore[attr-defined]
 
 
 def test_a_new_cluster_takes_over() -> None:

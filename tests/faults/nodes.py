@@ -13,7 +13,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +64,40 @@ def take_away(cluster: Cluster, node: Any, how: str) -> None:
     if how == "kill":
         cluster.remove_node(node, allow_graceful=False)
         return
-    drain = [
-        Path(sys.executable).with_name("ray"),
-        "drain-node",
-        "--address",
-        cluster.address,
-        "--node-id",
-        node.node_id,
-    ]
-    notice = [
-        "--reason",
-        "DRAIN_NODE_REASON_PREEMPTION",
-        "--reason-message",
-        "spot",
-        "--deadline-remaining-seconds",
-        "20",
-    ]
-    subprocess.run([*drain, *notice], check=True, timeout=WAIT_SECONDS, capture_output=True)
+    with metadata_server() as endpoint:
+        command = [Path(sys.executable).with_name("bco"), "node", "watch", "--node-id", node.node_id]
+        environment = {**os.environ, "AWS_EC2_METADATA_SERVICE_ENDPOINT": endpoint, "GCE_METADATA_HOST": "127.0.0.1:9"}
+        subprocess.run(command, check=True, timeout=WAIT_SECONDS, capture_output=True, env=environment)
+
+
+@contextmanager
+def metadata_server() -> Iterator[str]:
+    """Its URL. It says that the machine will be gone in 40 seconds, some of which the command takes to start."""
+    at = datetime.now(UTC) + timedelta(seconds=40)
+    notice = json.dumps({"action": "terminate", "time": at.isoformat(timespec="seconds")}).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.answer(b"token")
+
+        def do_GET(self) -> None:
+            self.answer(notice)
+
+        def answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
 
 
 def sizes(events: list[Event]) -> list[int]:

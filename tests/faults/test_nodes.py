@@ -79,7 +79,7 @@ def test_a_node_goes_and_another_comes(faults: Any, setup: TrainSetup, tmp_path:
 
 
 def test_a_node_is_announced_to_go(faults: Any, long_set: None, setup: TrainSetup, tmp_path: Path) -> None:
-    """The group stops with a checkpoint: nothing fails, no step is done twice."""
+    """By the cloud, whom `bco node watch` asks. The group stops with a checkpoint: no step is done twice."""
     events = train_on_nodes(faults, setup, tmp_path, "drain")
     assert not [event for event in events if event["event"] == "failed"]
     steps = [row["step"] for row in MetricsLog(Path(setup.run) / "metrics.jsonl").read()]

@@ -57,6 +57,7 @@ class Cluster:
         self.started: list[tuple[int, int]] = []
         """(workers, max_tokens_per_micro_batch) of each."""
         self.paused: list[float] = []
+        self.asked: list[int] = []
 
     def plan(self, *groups: Group | Finished | Failed) -> None:
         self.groups += [group if isinstance(group, Group) else Group(group) for group in groups]
@@ -68,7 +69,8 @@ class Cluster:
 
     def train(self, *, least: int = 2, most: int = 2, max_failures: int = 2) -> dict[str, Any]:
         limits = Limits(least, most, max_failures, resize_seconds=-1)
-        return Attempts(self.setup, limits, self.start, lambda: self.room, self.paused.append).run()
+        run = Attempts(self.setup, limits, self.start, lambda: self.room, self.paused.append, self.asked.append)
+        return run.run()
 
     def says(self, event: str, **facts: Any) -> Callable[[], None]:
         """A worker writes that down."""
@@ -226,6 +228,23 @@ class TestSizes:
         cluster.plan(Group(DONE, does))
         cluster.train(least=1, most=most)
         assert not cluster.events("growing")
+
+    def test_the_cluster_is_asked_for_the_workers_that_are_missing(self, cluster: Cluster) -> None:
+        cluster.room = 1
+        small = Group(STOPPED, [lambda: None, self.room(cluster, 4)])
+        cluster.plan(small, Group(DONE, [lambda: None]))
+        cluster.train(least=1, most=4)
+        assert cluster.workers == [1, 4]
+        assert cluster.asked == [3, 3, 0, 0], "the rest while it is small, none when it is not, and at the end"
+
+    @pytest.mark.parametrize("ends", [LOST, KeyboardInterrupt])
+    def test_nothing_is_asked_for_after_a_bad_end(self, cluster: Cluster, ends: Any) -> None:
+        cluster.room = 1
+        does = [] if ends is LOST else [TestInterrupted().interrupt]
+        cluster.plan(Group(LOST, [lambda: None, *does]))
+        with pytest.raises(TrainingError if ends is LOST else KeyboardInterrupt):
+            cluster.train(least=1, most=4, max_failures=0)
+        assert cluster.asked == [3, 0]
 
     def test_a_full_disk_puts_growing_off(self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: Any) -> None:

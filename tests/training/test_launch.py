@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import ray
 import ray.train
 
 from bco_ray.training import launch
@@ -55,13 +54,3 @@ def test_what_a_worker_raised_is_found_in_its_traceback() -> None:
 def test_what_the_controller_says(name: str, kind: str) -> None:
     failure = type(name, (Exception,), {})("two workers")
     assert cause_of(launch._symptoms(ray.train.ControllerError(failure))).kind == kind
-
-
-def test_room_is_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    much = {"CPU": 8.0, "GPU": 8.0}
-    free = {"a": {"CPU": 3.0, "GPU": 2.0}, "b": {"CPU": 1.0, "GPU": 4.0}, "c": {"CPU": 8.0}, "going": much}
-    monkeypatch.setattr(ray._private.state, "available_resources_per_node", lambda: free)
-    monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: {"going": 0})
-    assert launch.room_for({"CPU": 2}) == 1 + 0 + 4
-    assert launch.room_for({"CPU": 1, "GPU": 1}) == 2 + 1
-    assert launch.room_for({"CPU": 4, "GPU": 1}) == 0
