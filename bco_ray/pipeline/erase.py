@@ -183,8 +183,9 @@ def erase_scored(directory: Path, erased: Erased) -> int:
     if any(erasures.matching_rows(shard, erased.rows) for shard in _parts(directory)):
         amendment.begin()
     report = directory / "report" / "report.json"  # it shows prompts and refused rows, also the records' own
-    if report.is_file() and (amendment.pending or erased.mentioned(report.read_bytes())):
-        files.remove_tree(directory / "report")  # `bco data report` makes it again
+    if amendment.pending or (report.is_file() and erased.mentioned(report.read_bytes())):
+        with contextlib.suppress(FileNotFoundError):
+            files.remove_tree(directory / "report")  # `bco data report` makes it again
     if not amendment.pending:
         return 0
     rows = tombstone(directory, erased.rows)

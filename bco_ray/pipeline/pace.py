@@ -71,7 +71,7 @@ def _finished(storage: Path) -> Iterator[Path]:
     """The newest first."""
     runs = (storage / "runs").iterdir() if (storage / "runs").is_dir() else ()
     finished = [run for run in runs if files.is_there(run / "model")]
-    newest = sorted(finished, key=lambda run: -(run / "outcome.json").stat().st_mtime)
+    newest = sorted(finished, key=lambda run: -files.made_at(run / "model"))
     return iter(newest[:MOST_RUNS])
 
 

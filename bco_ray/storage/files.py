@@ -238,6 +238,11 @@ def is_there(directory: Path) -> bool:
     return _mark_of(directory).is_file() if isinstance(directory, ObjectPath) else directory.is_dir()
 
 
+def made_at(directory: Path) -> float:
+    """When `new_directory` made it, in unix seconds."""
+    return (_mark_of(directory) if isinstance(directory, ObjectPath) else directory).stat().st_mtime
+
+
 def _upload(made: Path, final: ObjectPath) -> None:
     remove_tree(cast(Path, final))  # what somebody who was killed here had uploaded
     for path in list_files(made):

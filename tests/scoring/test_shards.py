@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from bco_ray.schema import PROMPTS, REFERENCE, SCORED
 from bco_ray.scoring.shards import WeightStage, distinct_prompts, prompts_name, shard_facts, write_table
+from bco_ray.storage import files
 
 NAME = "part-00001-0002.parquet"
 
@@ -40,7 +41,8 @@ EMBEDDING_PD = np.array([[10.0, -7.0], [20.0, 3.0], [30.0, 9.0]], np.float32)
 def weigh(tmp_path: Path, rows: pa.Table, matching: Any) -> pa.Table:
     write_table(tmp_path / "reference" / NAME, rows)
     write_table(tmp_path / "reference" / prompts_name(NAME), distinct_prompts(rows, EMBEDDING_PD))
-    assert WeightStage(tmp_path / "reference", tmp_path, matching)({"file": NAME}) == {"file": NAME}
+    said = WeightStage(tmp_path / "reference", tmp_path, matching)({"file": NAME})
+    assert said == {"file": NAME, **files.file_facts(tmp_path / NAME)}
     return pq.read_table(tmp_path / NAME)
 
 
