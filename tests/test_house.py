@@ -28,7 +28,14 @@ RUNG = {
 }  # fmt: skip
 
 DOORS = {
-    "ray.data": {"feedback/lines", "feedback/records", "scoring/score", "evaluation/heldout", "pipeline/cluster"},
+    "ray.data": {
+        "feedback/lines",
+        "feedback/records",
+        "scoring/score",
+        "evaluation/heldout",
+        "evaluation/answering",
+        "pipeline/cluster",
+    },
     "ray.train": {"training/launch"},
     "ray.serve": {"serving/app", "serving/server", "serving/model", "serving/fleet", "serving/remote", "service/app"},
     "ray.job_submission": {"control/ray_jobs"},

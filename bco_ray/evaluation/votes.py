@@ -6,11 +6,12 @@ N rows, one per vote.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from bco_ray.evaluation.bootstrap import Drawn, Floats, Resamples, Statistic, draw
@@ -51,6 +52,10 @@ class JudgedVotes:
         """Half the sum of the class means (eq. 7 of the paper); 0 without both classes."""
         up, down = self.reward_N[self.label_N], self.reward_N[~self.label_N]
         return float((up.mean() + down.mean()) / 2) if len(up) and len(down) else 0.0
+
+    def at_reference(self, beta: float) -> JudgedVotes:
+        """As the reference itself would have judged them."""
+        return replace(self, reward_N=np.zeros_like(self.reward_N), logp_N=self.logp_N - self.reward_N / beta)
 
     def same_rows(self, other: JudgedVotes) -> bool:
         """Whether row n is the same vote in both."""
@@ -168,6 +173,6 @@ def _bars(votes: JudgedVotes) -> RewardBars:
     return RewardBars(edges=edges.tolist(), up=up.tolist(), down=down.tolist())
 
 
-def named(sources: list[str | None]) -> NDArray[np.str_]:
-    """Sources as `JudgedVotes` has them."""
-    return np.array([source or _UNNAMED for source in sources], dtype=np.str_)
+def named(sources: pa.ChunkedArray) -> NDArray[np.str_]:
+    """A column of sources as `JudgedVotes` has them."""
+    return np.array([source or _UNNAMED for source in sources.to_pylist()], dtype=np.str_)

@@ -159,6 +159,10 @@ class Evaluations:
         """The directory of one."""
         return self.root / str(version) / str(number)
 
+    def places(self, version: int) -> list[Path]:
+        """Those of all, oldest first."""
+        return [self.place(version, number) for number in self.numbers(version)]
+
     def get(self, version: int, number: int) -> Evaluation:
         """Raises StorageError."""
         path = self.place(version, number) / FILE
@@ -195,10 +199,8 @@ class Evaluations:
             (place / name).unlink(missing_ok=True)
         files.sync_directory(place)
 
-
-def copy_card(directory: Path, version: int, target: Path) -> None:
-    """The card of the version's last evaluation, if there is one, as that of an exported model."""
-    evaluations = Evaluations(directory)
-    numbers = evaluations.numbers(version)
-    if numbers and (card := evaluations.place(version, numbers[-1]) / CARD).is_file():
-        shutil.copyfile(card, target / CARD)
+    def copy_card(self, version: int, target: Path) -> None:
+        """The card of the version's last evaluation, if there is one, as that of a model copied to `target`."""
+        places = self.places(version)
+        if places and (card := places[-1] / CARD).is_file():
+            shutil.copyfile(card, target / CARD)

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from bco_ray.evaluation.heldout import reward_metrics
@@ -24,7 +25,7 @@ def made(rows: int, *, skill: float, seed: int = 0) -> JudgedVotes:
         logp_N=random.normal(size=rows) - 20,
         tokens_N=random.integers(5, 50, rows) + 10 * up_N,
         prompt_N=np.arange(rows) // 4,
-        source_N=named([("web", "app", None)[n % 3] for n in range(rows)]),
+        source_N=named(pa.chunked_array([[("web", "app", None)[n % 3] for n in range(rows)]])),
     )
 
 
@@ -57,7 +58,7 @@ def test_every_interval_holds_its_value() -> None:
 def test_sources_are_named_and_limited() -> None:
     votes = made(400, skill=1.0)
     assert set(measure(votes, 0.0, "votes", SETTINGS).votes.by_source) == {"web", "app", "(none)"}
-    many = replace(votes, source_N=named([f"s{n % 50}" for n in range(400)]))
+    many = replace(votes, source_N=named(pa.chunked_array([[f"s{n % 50}" for n in range(400)]])))
     assert len(measure(many, 0.0, "votes", SETTINGS).votes.by_source) == MOST_SOURCES
 
 

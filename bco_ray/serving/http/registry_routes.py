@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from types import EllipsisType
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -12,7 +13,7 @@ from fastapi import APIRouter, Depends, Path
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from bco_ray.errors import ConflictError, ModelError, StorageError
+from bco_ray.errors import ConflictError, GateError, ModelError, StorageError
 from bco_ray.serving.http import wire
 from bco_ray.serving.http.replies import RegisteredModel
 from bco_ray.storage.aliases import Aliases
@@ -49,9 +50,10 @@ class Move(BaseModel):
 
 
 class Promotion(Move):
-    """Point the alias at a version."""
+    """Point the alias at a version. `force`: make it `prod` even if it does not pass its gate."""
 
     version: Version
+    force: bool = False
 
 
 class Rollback(Move):
@@ -90,8 +92,10 @@ def router(registry: Registry, audit: Audit = no_audit) -> APIRouter:
         **about("promoteRegisteredModel", "Point an alias at a version", RegisteredModel, 404, 409),
     )
     async def promote(name: Name, body: Promotion, who: Promoter) -> Response:
-        was = await _done(registry.promote, name, body.version, body.alias, body.condition)
-        await _done(audit, who, "model.promote", name, alias=body.alias, version=body.version, was=was)
+        move = partial(registry.promote, name, body.version, body.alias, body.condition, force=body.force)
+        was = await _done(move)
+        forced = await _done(_overridden, registry, name, body) if body.force and was != body.version else {}
+        await _done(audit, who, "model.promote", name, alias=body.alias, version=body.version, was=was, **forced)
         return JSONResponse(await _done(_model, registry, name))
 
     @routes.post(
@@ -121,12 +125,22 @@ async def _done(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.to_thread(work, *args, **kwargs)
     except ConflictError as error:
         raise ApiError(409, str(error), code="alias_moved", headers={"x-should-retry": "false"}) from None
+    except GateError as error:
+        raise ApiError(409, str(error), code="gate_refused", headers={"x-should-retry": "false"}) from None
     except UnknownVersionError as error:
         raise ApiError(404, str(error), code="model_not_found") from None
     except ModelError as error:
         raise ApiError(400, str(error), code="not_possible") from None
     except StorageError as error:
         raise ApiError(503, str(error), code="storage_unavailable", headers={"retry-after": "1"}) from None
+
+
+def _overridden(registry: Registry, name: str, to: Promotion) -> wire.Json:
+    """What its gate had against the last such move."""
+    moves = (
+        m for m in reversed(registry.history(name)) if (m.get("alias"), m.get("version")) == (to.alias, to.version)
+    )
+    return {key: value for key, value in next(moves, {}).items() if key == "forced"}
 
 
 def _model(registry: Registry, name: str) -> wire.Json:
@@ -136,7 +150,7 @@ def _model(registry: Registry, name: str) -> wire.Json:
     return {
         "id": name,
         "object": "registry.model",
-        "versions": [_version(registry.get(name, number), state) for number in registry.versions(name)],
+        "versions": [_version(registry, registry.get(name, number), state) for number in registry.versions(name)],
         "aliases": state.aliases,
         "canary": asdict(state.canary) if state.canary else None,
         "generation": state.generation,
@@ -144,11 +158,22 @@ def _model(registry: Registry, name: str) -> wire.Json:
     }
 
 
-def _version(version: ModelVersion, state: Aliases) -> wire.Json:
+def _version(registry: Registry, version: ModelVersion, state: Aliases) -> wire.Json:
     return {
         "id": version.reference,
         "object": "registry.version",
         "version": version.version,
         "aliases": [alias for alias, number in state.aliases.items() if number == version.version],
         **{key: version.lineage.get(key) for key in _SUMMARY},
+        "evaluations": len(registry.evaluations(version.name).numbers(version.version)),
+        "gate": _gate(registry, version),
     }
+
+
+def _gate(registry: Registry, version: ModelVersion) -> wire.Json | None:
+    """What of it can be read: a damaged evaluation must not hide the rest of the registry."""
+    try:
+        reasons = registry.refusals(version.name, version.version)
+    except StorageError as error:
+        reasons = [str(error)]
+    return None if reasons is None else {"passes": not reasons, "reasons": reasons}

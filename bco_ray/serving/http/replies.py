@@ -214,8 +214,15 @@ class FeedbackBatch(Page):
     rejected: int
 
 
+class Gate(Reply):
+    """Whether a version may become `prod`, and everything that is against it."""
+
+    passes: bool
+    reasons: list[str]
+
+
 class RegisteredVersion(Reply):
-    """A version and what it was made from."""
+    """A version and what it was made from. `evaluations`: how many there are. `gate`: null if it has none."""
 
     id: str
     object: Literal["registry.version"]
@@ -226,6 +233,8 @@ class RegisteredVersion(Reply):
     parent: str | None
     votes: dict[str, Any] | None
     evaluation: dict[str, Any] | None
+    evaluations: int
+    gate: Gate | None
 
 
 class Canary(Reply):
