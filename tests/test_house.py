@@ -98,6 +98,8 @@ DOORS = {
         "storage/migrations/versions/0002_job_service",
         "storage/migrations/versions/0003_leases",
         "storage/feedback_log",
+        "storage/thumbs",
+        "storage/trials",
         "storage/casting",
         "storage/retention",
         "storage/log_erasure",

@@ -50,6 +50,7 @@ def show(
         "model": version.reference,
         "directory": str(version.directory),
         **_meaning(registry, version.name),
+        "trial": _trial(registry, version.name, storage),
         "gate": _gate(registry, version.name, version.version),
         "evaluations": [str(place) for place in registry.evaluations(version.name).places(version.version)],
         "history": registry.history(version.name),
@@ -125,6 +126,18 @@ def export(
 def _meaning(registry: Registry, name: str) -> dict[str, Any]:
     state = registry.state(name)
     return {"aliases": state.aliases, "canary": asdict(state.canary) if state.canary else None}
+
+
+def _trial(registry: Registry, name: str, storage: Path) -> dict[str, Any] | None:
+    """Thumbs on a canary and on prod since it began."""
+    from bco_ray.storage.database import DATABASE
+    from bco_ray.storage.feedback_log import FeedbackLog
+    from bco_ray.storage.trials import Trials
+
+    if not registry.state(name).percent or not (storage / DATABASE).is_file():
+        return None
+    trial = Trials(registry, FeedbackLog.open(storage).engine).of(name)
+    return trial.as_json() if trial else None
 
 
 def _gate(registry: Registry, name: str, version: int) -> str | list[str]:

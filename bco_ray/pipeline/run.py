@@ -61,7 +61,8 @@ def run_job(job: ResolvedJob, phases: Phases) -> RunOutcome:
     train_job(job, phases)
     evaluation = evaluate_job(job, phases)
     version = register_job(job, evaluation)
-    if job.spec.gate is not None and not Registry(job.storage).evaluations(version.name).numbers(version.version):
+    gate, evaluated = job.spec.gate, Registry(job.storage).evaluations(version.name).numbers(version.version)
+    if gate is not None and gate.evaluates and not evaluated:
         evaluate_version(job, scored, version, (), phases)
     return RunOutcome(job, scored, evaluation, version)
 

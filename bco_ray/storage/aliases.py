@@ -33,7 +33,7 @@ class Aliases:
     """One moment of one name: alias -> version, the canary, and every change that led there, oldest first.
 
     An entry of the history is a move `{alias, version, was, at}` (`rollback: true` if it went back, `forced`: what was
-    against it), or a canary's new share `{canary, was, at}`.
+    against it), or a canary's new share `{canary, was, at}`; `because`: why, where nobody but the server did it.
     """
 
     aliases: dict[str, int]
@@ -84,10 +84,10 @@ def move(directory: Path, alias: str, version: int, **more: Any) -> None:
     files.write_json(directory / "aliases.json", {**now.aliases, alias: version})
 
 
-def set_share(directory: Path, percent: float) -> None:
-    """Send a share of the traffic to the candidate, or with 0 none. The caller holds the lock."""
+def set_share(directory: Path, percent: float, **more: Any) -> None:
+    """Send a share of the traffic to the candidate, or with 0 none; `more` as in `move`. The caller holds the lock."""
     now = read(directory)
-    _note(directory, now, {"canary": percent, "was": now.percent, "at": int(time())})
+    _note(directory, now, {"canary": percent, "was": now.percent, "at": int(time()), **more})
     files.write_json(directory / "canary.json", {"alias": CANDIDATE, "percent": percent})
 
 

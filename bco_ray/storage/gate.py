@@ -36,6 +36,8 @@ def refusals(policy: GateSpec, evaluation: Evaluation | None, live: str | None) 
     """Every reason against it, none if it passes. `live`: the version that would be replaced, which it must have been
     compared with where the policy compares at all.
     """
+    if not policy.evaluates:
+        return []
     if evaluation is None:
         return ["it was never evaluated"]
     return [

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
+from bco_ray.config.gate import GateSpec
 from bco_ray.errors import ConflictError, GateError, ModelError
 from bco_ray.storage import aliases as book
 from bco_ray.storage import files
@@ -142,10 +143,14 @@ class Registry:
         """What was found out about its versions."""
         return Evaluations(self.root / name)
 
+    def policy(self, name: str, version: int) -> GateSpec | None:
+        """Its gate. Raises StorageError if that cannot be read."""
+        return policy_of(self.get(name, version).lineage.get("gate"), self.evaluations(name).latest(version))
+
     def refusals(self, name: str, version: int) -> list[str] | None:
         """What is against pointing `prod` at a version now, [] if nothing is; None: it has no gate."""
         evaluation = self.evaluations(name).latest(version)
-        policy = policy_of(self.get(name, version).lineage.get("gate"), evaluation)
+        policy = self.policy(name, version)
         live = self.aliases(name).get(PROD)
         other = None if live in (None, version) else f"{name}/{live}"
         return None if policy is None else refusals(policy, evaluation, other)
@@ -158,6 +163,7 @@ class Registry:
         expected: int | EllipsisType | None = ...,
         *,
         force: bool = False,
+        because: str | None = None,
     ) -> int | None:
         """Point `alias` at `version`; returns where it pointed before (None: it was unset).
 
@@ -173,7 +179,8 @@ class Registry:
             _require_expected(f"{name}@{alias}", was, expected)
             if was != version:
                 against = self._against(name, version, alias, force=force)
-                book.move(self.root / name, alias, version, **({"forced": against} if against else {}))
+                more = {"forced": against, "because": because}
+                book.move(self.root / name, alias, version, **{key: value for key, value in more.items() if value})
         return was
 
     def rollback(self, name: str, alias: str = PROD, expected: int | EllipsisType | None = ...) -> tuple[int, int]:
@@ -189,10 +196,13 @@ class Registry:
             book.move(self.root / name, alias, version, rollback=True)
         return version, state.aliases[alias]
 
-    def set_canary(self, name: str, percent: float) -> None:
+    def set_canary(
+        self, name: str, percent: float, *, generation: int | None = None, because: str | None = None
+    ) -> None:
         """Send so much of the name's traffic to the version that its alias `candidate` points at; 0 ends it.
 
-        Raises ModelError; StorageError if it is not its turn within seconds.
+        Raises ModelError; ConflictError if anything about the name changed since `generation`; StorageError if it is
+        not its turn within seconds.
         """
         self._require(name)
         if not 0 <= percent <= 100:
@@ -201,8 +211,10 @@ class Registry:
             state = self.state(name)
             if percent and CANDIDATE not in state.aliases:
                 raise ModelError(f"{name}: no version is its {CANDIDATE} yet; promote one to that alias first.")
+            if generation is not None and generation != state.generation:
+                raise ConflictError(f"{name}: somebody moved its aliases or its canary first.")
             if percent != state.percent:
-                book.set_share(self.root / name, percent)
+                book.set_share(self.root / name, percent, **({"because": because} if because else {}))
 
     @contextmanager
     def _writing(self, name: str, busy: str | None = None) -> Iterator[None]:

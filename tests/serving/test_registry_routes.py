@@ -13,7 +13,9 @@ from fastapi.testclient import TestClient
 from bco_ray.serving.http.registry_routes import router
 from bco_ray.storage import files
 from bco_ray.storage import registry as registries
+from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.registry import Registry
+from bco_ray.storage.trials import Trials
 from bco_ray.testing.evaluations import made_evaluation
 from bco_ray.web import errors
 from bco_ray.web.access import NO_KEYS, Access, RequestRate
@@ -95,6 +97,23 @@ def test_a_damaged_evaluation_refuses_and_hides_nothing(client: TestClient, regi
     assert found[1] is None
     assert found[2]["passes"] is False
     assert "not valid JSON" in found[2]["reasons"][0]
+
+
+def test_a_canary_shows_its_thumbs(registry: Registry, tmp_path: Path) -> None:
+    trials = Trials(registry, FeedbackLog.open(tmp_path).engine)
+    api = FastAPI()
+    errors.install(api)
+    api.add_middleware(Access, find=NO_KEYS.find, configured=NO_KEYS.any, rate=RequestRate())
+    api.include_router(router(registry, trial_of=trials.of))
+    with TestClient(api, "http://127.0.0.1") as client:
+        post(client, "bot/promote", version=1)
+        assert post(client, "bot/promote", version=2, alias="candidate")[1]["trial"] is None
+        trial = post(client, "bot/canary", percent=10)[1]["trial"]
+        assert (trial["candidate"]["model"], trial["prod"]["model"]) == ("bot/2", "bot/1")
+        assert (trial["difference"], trial["automatic"]) == ({"low": -1.0, "high": 1.0}, False)
+        place = registry.evaluations("bot").add(2, made_evaluation("bot/2"), {})
+        (place / "evaluation.json").write_text("{")
+        assert client.get("/v1/registry/models/bot").json()["trial"] is None
 
 
 def test_moves_need_json(client: TestClient) -> None:

@@ -18,6 +18,7 @@ from bco_ray.serving.http import wire
 from bco_ray.serving.http.replies import RegisteredModel
 from bco_ray.storage.aliases import Aliases
 from bco_ray.storage.registry import ALIAS, NAME, ModelVersion, Registry, UnknownVersionError
+from bco_ray.storage.trials import Trial
 from bco_ray.web.access import Audit, Caller, no_audit, require
 from bco_ray.web.errors import ApiError
 from bco_ray.web.openapi import about
@@ -72,20 +73,27 @@ READ = [Depends(require("read"))]
 Promoter = Annotated[Caller, Depends(require("promote"))]
 
 
-def router(registry: Registry, audit: Audit = no_audit) -> APIRouter:
+Watch = Callable[[str], Trial | None]
+"""The trial that a name's canary is."""
+
+
+def router(registry: Registry, audit: Audit = no_audit, trial_of: Watch = lambda _: None) -> APIRouter:
     """Reads and moves; whoever changes a name is answered with what it means then, once `audit` was told."""
     routes = APIRouter(prefix="/v1/registry/models", tags=["registry"])
 
+    def shown(name: str) -> wire.Json:
+        return _model(registry, name, trial_of)
+
     @routes.get("", dependencies=READ, **about("listRegisteredModels", "All models", page_of(RegisteredModel)))
     async def list_models() -> Response:
-        return JSONResponse(page(await _done(lambda: [_model(registry, name) for name in registry.names()])))
+        return JSONResponse(page(await _done(lambda: [shown(name) for name in registry.names()])))
 
     @routes.get(
         "/{name}", dependencies=READ,
         **about("retrieveRegisteredModel", "Versions, aliases and their moves", RegisteredModel, 404),
     )  # fmt: skip
     async def get_model(name: Name) -> Response:
-        return JSONResponse(await _done(_model, registry, name))
+        return JSONResponse(await _done(shown, name))
 
     @routes.post(
         "/{name}/promote",
@@ -96,7 +104,7 @@ def router(registry: Registry, audit: Audit = no_audit) -> APIRouter:
         was = await _done(move)
         forced = await _done(_overridden, registry, name, body) if body.force and was != body.version else {}
         await _done(audit, who, "model.promote", name, alias=body.alias, version=body.version, was=was, **forced)
-        return JSONResponse(await _done(_model, registry, name))
+        return JSONResponse(await _done(shown, name))
 
     @routes.post(
         "/{name}/rollback",
@@ -105,7 +113,7 @@ def router(registry: Registry, audit: Audit = no_audit) -> APIRouter:
     async def rollback(name: Name, body: Rollback, who: Promoter) -> Response:
         version, was = await _done(registry.rollback, name, body.alias, body.condition)
         await _done(audit, who, "model.rollback", name, alias=body.alias, version=version, was=was)
-        return JSONResponse(await _done(_model, registry, name))
+        return JSONResponse(await _done(shown, name))
 
     @routes.post(
         "/{name}/canary",
@@ -114,7 +122,7 @@ def router(registry: Registry, audit: Audit = no_audit) -> APIRouter:
     async def canary(name: Name, body: CanaryShare, who: Promoter) -> Response:
         await _done(registry.set_canary, name, body.percent)
         await _done(audit, who, "model.canary", name, percent=body.percent)
-        return JSONResponse(await _done(_model, registry, name))
+        return JSONResponse(await _done(shown, name))
 
     return routes
 
@@ -143,16 +151,17 @@ def _overridden(registry: Registry, name: str, to: Promotion) -> wire.Json:
     return {key: value for key, value in next(moves, {}).items() if key == "forced"}
 
 
-def _model(registry: Registry, name: str) -> wire.Json:
+def _model(registry: Registry, name: str, trial_of: Watch) -> wire.Json:
     """Raises UnknownVersionError."""
     registry.resolve(name)
-    state = registry.state(name)
+    state, trial = registry.state(name), _trial(trial_of, name)
     return {
         "id": name,
         "object": "registry.model",
         "versions": [_version(registry, registry.get(name, number), state) for number in registry.versions(name)],
         "aliases": state.aliases,
         "canary": asdict(state.canary) if state.canary else None,
+        "trial": trial,
         "generation": state.generation,
         "history": list(state.history),
     }
@@ -168,6 +177,15 @@ def _version(registry: Registry, version: ModelVersion, state: Aliases) -> wire.
         "evaluations": len(registry.evaluations(version.name).numbers(version.version)),
         "gate": _gate(registry, version),
     }
+
+
+def _trial(trial_of: Watch, name: str) -> wire.Json | None:
+    """None, too, where its policy cannot be read: the candidate's `gate` says why."""
+    try:
+        trial = trial_of(name)
+    except StorageError:
+        return None
+    return trial.as_json() if trial else None
 
 
 def _gate(registry: Registry, version: ModelVersion) -> wire.Json | None:

@@ -244,6 +244,32 @@ class Canary(Reply):
     percent: float
 
 
+class TrialSide(Reply):
+    """Thumbs on one version since the trial began, each person's first."""
+
+    model: str
+    ups: int
+    downs: int
+    up_rate: float | None
+
+
+class Bounds(Reply):
+    """From `low` to `high`."""
+
+    low: float
+    high: float
+
+
+class Trial(Reply):
+    """A canary against prod. `difference`: of the up-rates, may be looked at any time. `automatic`: it ends itself."""
+
+    candidate: TrialSide
+    prod: TrialSide
+    since: UnixSeconds
+    difference: Bounds
+    automatic: bool
+
+
 class RegisteredModel(Reply):
     """A name, its versions, and what its aliases point at. `history`: every move, oldest first."""
 
@@ -252,6 +278,7 @@ class RegisteredModel(Reply):
     versions: list[RegisteredVersion]
     aliases: dict[str, int]
     canary: Canary | None
+    trial: Trial | None
     generation: int
     history: list[dict[str, Any]]
 
