@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bco_ray.config import JobSpec, load_spec
+from bco_ray.errors import SpecError
 from bco_ray.models import loading
 from bco_ray.objective import LOSSES, RewardShift
 from bco_ray.pipeline.resolve import ResolvedJob, resolve_model
@@ -35,7 +36,8 @@ class Contender:
 def contenders(job: ResolvedJob, version: ModelVersion, against: Sequence[str]) -> tuple[Contender, list[Contender]]:
     """The model, and those it is compared with: the ones named, else the base and what is live of the name.
 
-    Raises ModelError, StorageError.
+    Raises SpecError for one that reads other tokens, or where none is left that is not the model itself; ModelError,
+    StorageError.
     """
     model = _registered(job, version, "model")
     found = _named(job, against) if against else _usual(job, version)
@@ -43,6 +45,10 @@ def contenders(job: ResolvedJob, version: ModelVersion, against: Sequence[str]) 
     for other in found:
         if other.directory != model.directory:
             others.setdefault(other.directory, other)
+    if against and not others:
+        raise SpecError(f"--against: {', '.join(against)}: that is {model.name} itself; name another.")
+    for contender in (model, *others.values()):
+        _require_same_tokens(job, contender)
     return model, list(others.values())
 
 
@@ -50,6 +56,15 @@ def final_delta(run: Path, spec: JobSpec) -> float:
     """The shift after the last step, as the trainer left it; 0 for a loss without one."""
     outcome = files.read_json(run / "outcome.json")
     return RewardShift.from_state(outcome["shift"]).delta if LOSSES[spec.objective.loss].shifted else 0.0
+
+
+def _require_same_tokens(job: ResolvedJob, contender: Contender) -> None:
+    """The votes are tokens of the base."""
+    if loading.vocabulary_size(contender.directory) != loading.vocabulary_size(job.model_directory):
+        raise SpecError(
+            f"{contender.name}: its vocabulary is not that of {job.spec.model.base}, so it cannot be measured on the "
+            "same votes; name a model akin to it."
+        )
 
 
 def _usual(job: ResolvedJob, version: ModelVersion) -> Iterator[Contender]:
