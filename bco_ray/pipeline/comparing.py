@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -79,22 +79,22 @@ def judge_answers(
     """
     if judge is None or not answers.prompts:
         return None
-    both = list(zip(answers.by_contender[0], answers.by_contender[place], strict=True))
-    places = [n for n, (ours, theirs) in enumerate(both) if ours and theirs]
-    pairs = [
-        Pair(as_text(answers.prompts[n].messages), cast(Answer, both[n][0]).text, cast(Answer, both[n][1]).text)
-        for n in places
-    ]
+    asked = zip(answers.prompts, answers.by_contender[0], answers.by_contender[place], strict=True)
+    pairs = {
+        number: Pair(as_text(prompt.messages), ours.text, theirs.text)
+        for number, (prompt, ours, theirs) in enumerate(asked)
+        if ours and theirs
+    }
     concurrency = job.spec.judge.concurrency if job.spec.judge else 1
     with phases.phase("judge") as advance:
-        outcomes = judge_pairs(judge, pairs, concurrency=concurrency, progress=advance)
+        outcomes = judge_pairs(judge, list(pairs.values()), concurrency=concurrency, progress=advance)
     if outcomes and set(outcomes) == {"undecided"}:
         raise ServingError(
             f"judge: {judge.name} gave no verdict on any of {len(outcomes)} pairs: is it reachable, and does its "
             "answer end with [[A]], [[B]] or [[C]]?"
         )
-    known = dict(zip(places, outcomes, strict=True))
-    return [known.get(n) for n in range(len(both))]
+    known = dict(zip(pairs, outcomes, strict=True))
+    return [known.get(number) for number in range(len(answers.prompts))]
 
 
 def opponent(
@@ -110,7 +110,7 @@ def opponent(
     decided = None if outcomes is None else [outcome for outcome in outcomes if outcome is not None]
     return Opponent(
         model=other.name,
-        role=cast(Any, other.role),
+        role=other.role or "named",
         votes=measured[place].votes if measured[place].votes.rows else None,
         difference=measured[0].less(measured[place], confidence),
         answer_tokens=mean_tokens(job, answers.by_contender[place]),

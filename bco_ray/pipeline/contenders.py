@@ -16,17 +16,19 @@ from bco_ray.storage import files
 from bco_ray.storage.aliases import PROD
 from bco_ray.storage.registry import ModelVersion, Registry
 
-Role = Literal["model", "base", "live", "named"]
+Role = Literal["base", "live", "named"]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`name`: `bot/3`, or a directory. `delta`: the reward shift its training ended with; None if that is not known or
-    was measured by something else. `is_reference`: its rewards are 0. `note`: what to keep in mind of its numbers.
+    """`name`: `bot/3`, or a directory. `role`: why it takes part; None: it is the model that is evaluated.
+
+    `delta`: the reward shift its training ended with; None if that is not known or was measured by something else.
+    `is_reference`: its rewards are 0. `note`: what to keep in mind of its numbers.
     """
 
     name: str
-    role: Role
+    role: Role | None
     directory: str
     delta: float | None
     is_reference: bool
@@ -39,7 +41,7 @@ def contenders(job: ResolvedJob, version: ModelVersion, against: Sequence[str]) 
     Raises SpecError for one that reads other tokens, or where none is left that is not the model itself; ModelError,
     StorageError.
     """
-    model = _registered(job, version, "model")
+    model = _registered(job, version, None)
     found = _named(job, against) if against else _usual(job, version)
     others: dict[str, Contender] = {}
     for other in found:
@@ -87,7 +89,7 @@ def _contender(job: ResolvedJob, name: str, role: Role) -> Contender:
     return Contender(exact, role, directory, None, _is_reference(job, directory), None)
 
 
-def _registered(job: ResolvedJob, version: ModelVersion, role: Role) -> Contender:
+def _registered(job: ResolvedJob, version: ModelVersion, role: Role | None) -> Contender:
     directory = str(version.directory)
     run = job.storage / "runs" / str(version.lineage.get("run"))
     known = (run / "spec.resolved.yaml").is_file() and (run / "outcome.json").is_file()

@@ -50,7 +50,7 @@ def registered(job: ResolvedJob, seed: int, **lineage: Any) -> ModelVersion:
 def test_the_base_and_what_is_live(job: ResolvedJob) -> None:
     first, second = registered(job, 1), registered(job, 2)
     model, others = contenders(job, second, ())
-    assert (model.name, model.role, model.is_reference, model.delta) == ("bot/2", "model", False, -1.0)
+    assert (model.name, model.role, model.is_reference, model.delta) == ("bot/2", None, False, -1.0)
     assert [(c.name, c.role, c.is_reference, c.delta) for c in others] == [
         (str(job.storage.parent / "base"), "base", True, None)
     ]
