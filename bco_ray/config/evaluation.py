@@ -59,7 +59,7 @@ class JudgeSpec(Section):
     base_url: str | None = None
     model: str | None = None
     api_key_env: str | None = None
-    prompt: str = JUDGE_PROMPT
+    prompt: str | None = None
     parameters: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0, "max_tokens": 512})
     timeout_seconds: float = Field(default=60, gt=0)
     concurrency: int = Field(default=8, ge=1, le=256)
@@ -75,7 +75,7 @@ class JudgeSpec(Section):
         if self.rule == "regex":
             _compiled(self.pattern or "")
         for field in ("{prompt}", "{a}", "{b}"):
-            if field not in self.prompt:
+            if self.prompt is not None and field not in self.prompt:
                 raise ValueError(f"prompt: {field} is missing from it")
         return self
 

@@ -149,9 +149,10 @@ def _sources(votes: JudgedVotes, delta: float) -> dict[tuple[str, str], dict[str
     return found
 
 
-def _right(votes: JudgedVotes, delta: float) -> Labels:
-    right_N: Labels = np.where(votes.label_N, votes.reward_N > delta, votes.reward_N < delta)
-    return right_N
+def _right(votes: JudgedVotes, delta: float) -> Floats:
+    """1 or 0; half for a reward that is delta, as all of the reference's are."""
+    side_N = np.sign(votes.reward_N.astype(np.float64) - delta)
+    return (1 + np.where(votes.label_N, side_N, -side_N)) / 2
 
 
 def _of_class(votes: JudgedVotes, name: str) -> Labels:

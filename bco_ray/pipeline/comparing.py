@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bco_ray.config import JudgeSpec
+from bco_ray.config.evaluation import JUDGE_PROMPT
 from bco_ray.errors import ServingError
 from bco_ray.evaluation.answering import Answer, Asked, Sampling, answers_to
 from bco_ray.evaluation.bootstrap import Resamples, draw
@@ -42,7 +43,7 @@ def judge_of(spec: JudgeSpec) -> Judge:
         spec.base_url or "",
         spec.model or "",
         api_key_env=spec.api_key_env,
-        prompt=spec.prompt,
+        prompt=spec.prompt or JUDGE_PROMPT,
         parameters=spec.parameters,
         timeout_seconds=spec.timeout_seconds,
     )

@@ -43,6 +43,14 @@ def test_the_numbers_are_those_of_training() -> None:
     assert sum(found.bars.up) == found.ups
 
 
+def test_the_reference_knows_nothing() -> None:
+    votes = made(400, skill=1.0).at_reference(0.1)
+    found = measure(votes, votes.own_delta, "votes", SETTINGS).votes
+    for name, value in (("auc", 0.5), ("accuracy", 0.5), ("balanced_accuracy", 0.5), ("margin", 0), ("brier", 0.25),
+                        ("ece", 0), ("kl", 0)):  # fmt: skip
+        assert found.metrics[name].value == pytest.approx(value, abs=1e-12), name
+
+
 def test_every_interval_holds_its_value() -> None:
     found = measure(made(800, skill=1.0), -0.5, "run", SETTINGS).votes
     groups = [found.metrics, *(g.metrics for g in [*found.by_class.values(), *found.by_source.values()])]
