@@ -24,6 +24,14 @@ class ModelError(BcoError):
     """A model directory or its tokenizer cannot be used."""
 
 
+class GateError(ModelError):
+    """A version's evaluation does not pass the policy it was registered with; `reasons` are all that is against it."""
+
+    def __init__(self, message: str, reasons: list[str]) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+
+
 class StorageError(BcoError):
     """A file or table is missing, torn or not what its manifest says."""
 

@@ -14,7 +14,7 @@ from bco_ray.cli.keys import Database
 from bco_ray.cli.keys import app as keys_app
 from bco_ray.cli.models import app as models_app
 from bco_ray.cli.nodes import app as nodes_app
-from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, State, Storage, finish
+from bco_ray.cli.options import NONE, AsJson, Overrides, Spec, State, Storage, finish, present
 from bco_ray.config.environment import prepare_environment
 from bco_ray.errors import BcoError
 from bco_ray.telemetry import Phases, configure_logging, console
@@ -85,6 +85,22 @@ def train(
     from bco_ray.cli import runs
 
     finish(runs.train(spec, set_, resume=resume), as_json)
+
+
+@app.command()
+def evaluate(
+    spec: Spec,
+    model: Annotated[str, typer.Option("--model", metavar="REF", help="The version: name/3, name@candidate, or name.")],
+    against: Annotated[
+        list[str], typer.Option("--against", metavar="REF", help="Compare with these, not with the base and prod.")
+    ] = NONE,
+    set_: Overrides = NONE,
+    as_json: AsJson = False,
+) -> None:
+    """Held-out votes, answers before and after, win rates, must-pass prompts, and the gate (docs/evaluation.md)."""
+    from bco_ray.cli import evaluation_view, runs
+
+    present(runs.evaluate(spec, set_, model, against), evaluation_view.show, as_json)
 
 
 @app.command()

@@ -12,7 +12,10 @@ from bco_ray.storage.registry import ModelVersion, Registry
 
 
 def export_version(registry: Registry, version: ModelVersion, out: Path, *, merge: bool) -> None:
-    """`out` is there once it is whole. Raises SpecError if it exists, ModelError if the version is damaged."""
+    """`out` is there once it is whole, with the card of the last evaluation.
+
+    Raises SpecError if it exists, ModelError if the version is damaged.
+    """
     if out.exists():
         raise SpecError(f"--out: {out} exists; name a directory that does not.")
     registry.verify(version.name, version.version)
@@ -22,6 +25,7 @@ def export_version(registry: Registry, version: ModelVersion, out: Path, *, merg
             _merge(directory, scratch)
         else:
             shutil.copytree(directory, scratch, dirs_exist_ok=True)
+        registry.evaluations(version.name).copy_card(version.version, scratch)
 
 
 def _merge(adapter: Path, scratch: Path) -> None:

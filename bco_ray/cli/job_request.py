@@ -104,8 +104,11 @@ def _upload(server: JobServer, path: Path) -> str:
 
 
 def _of_spec(spec: JobSpec, where: str) -> Json:
-    """The name and `output` are the server's; the model is registered under the name it would get here."""
-    said = spec.model_dump(mode="json", exclude_unset=True, exclude={"name", "output"})
+    """The name and `output` are the server's; the model is registered under the name it would get here.
+
+    `evaluation` and `judge` are for `bco evaluate`.
+    """
+    said = spec.model_dump(mode="json", exclude_unset=True, exclude={"name", "output", "evaluation", "judge"})
     base, entries = said["model"].pop("base"), said["data"].pop("feedback")
     if len(entries) != 1:
         raise SpecError(

@@ -50,6 +50,9 @@ def show(
         "model": version.reference,
         "directory": str(version.directory),
         **_meaning(registry, version.name),
+        "trial": _trial(registry, version.name, storage),
+        "gate": _gate(registry, version.name, version.version),
+        "evaluations": [str(place) for place in registry.evaluations(version.name).places(version.version)],
         "history": registry.history(version.name),
         "lineage": version.lineage,
     }
@@ -64,13 +67,17 @@ def promote(
     reference: Reference,
     alias: Alias = "prod",
     expected: Expected = None,
+    force: Annotated[bool, typer.Option("--force", help="Even if it does not pass its gate.")] = False,
     storage: Storage = STORAGE,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias (prod) at a version; servers that follow the name switch once it has proved to work."""
+    """Point an alias (prod) at a version; servers that follow the name switch once it has proved to work.
+
+    A version with a gate must pass it to become prod: exit 1 with all reasons if it does not.
+    """
     registry = _registry(storage)
     version = registry.resolve(reference)
-    was = registry.promote(version.name, version.version, alias, _condition(expected))
+    was = registry.promote(version.name, version.version, alias, _condition(expected), force=force)
     finish({"model": version.reference, "alias": f"{version.name}@{alias}", "was": was}, as_json)
     typer.echo("Servers that follow it switch once it has proved to work; if it does not, /readyz says why.", err=True)
 
@@ -119,6 +126,24 @@ def export(
 def _meaning(registry: Registry, name: str) -> dict[str, Any]:
     state = registry.state(name)
     return {"aliases": state.aliases, "canary": asdict(state.canary) if state.canary else None}
+
+
+def _trial(registry: Registry, name: str, storage: Path) -> dict[str, Any] | None:
+    """Thumbs on a canary and on prod since it began."""
+    from bco_ray.storage.database import DATABASE
+    from bco_ray.storage.feedback_log import FeedbackLog
+    from bco_ray.storage.trials import Trials
+
+    if not registry.state(name).percent or not (storage / DATABASE).is_file():
+        return None
+    trial = Trials(registry, FeedbackLog.open(storage).engine).of(name)
+    return trial.as_json() if trial else None
+
+
+def _gate(registry: Registry, name: str, version: int) -> str | list[str]:
+    """`none`, `passes`, or the reasons."""
+    reasons = registry.refusals(name, version)
+    return "none" if reasons is None else reasons or "passes"
 
 
 def _condition(expected: int | None) -> int | EllipsisType | None:

@@ -9,6 +9,8 @@ from bco_ray.config import load_spec
 from bco_ray.pipeline import run as pipeline
 from bco_ray.pipeline.cluster import cluster_for
 from bco_ray.pipeline.resolve import ResolvedJob, resolve
+from bco_ray.storage.evaluations import PAGE
+from bco_ray.storage.registry import Registry
 from bco_ray.storage.scored import ScoredManifest
 from bco_ray.telemetry import Phases, logger
 
@@ -47,6 +49,26 @@ def train(spec: Path, overrides: list[str], *, resume: bool) -> dict[str, Any]:
         pipeline.score_job(job, Phases())
         pipeline.train_job(job, Phases())
     return {"model": str(job.run_directory / "model"), "run": str(job.run_directory)}
+
+
+def evaluate(spec: Path, overrides: list[str], model: str, against: list[str]) -> dict[str, Any]:
+    """A registered version on a spec's held-out votes."""
+    from bco_ray.pipeline.evaluate import evaluate_version
+
+    job, phases = resolve_spec(spec, overrides), Phases()
+    registry = Registry(job.storage)
+    version = registry.resolve(model)
+    with cluster_for(job):
+        place = evaluate_version(job, pipeline.score_job(job, phases), version, against, phases)
+    found = registry.evaluations(version.name).get(version.version, int(place.name))
+    reasons = registry.refusals(version.name, version.version)
+    return {
+        "model": version.reference,
+        "directory": str(place),
+        "report": str(place / PAGE),
+        "gate": "none" if reasons is None else reasons or "passes",
+        "evaluation": found.model_dump(mode="json"),
+    }
 
 
 def resolve_spec(path: Path, overrides: list[str]) -> ResolvedJob:

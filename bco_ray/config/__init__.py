@@ -3,6 +3,8 @@
 Imports neither torch nor ray, so that `bco --help`, an editor or a web form can use it for free.
 """
 
+from bco_ray.config.evaluation import EvaluationSpec, JudgeSpec
+from bco_ray.config.gate import GateSpec
 from bco_ray.config.load import apply_overrides, dump_spec, load_spec, parse_data, parse_spec
 from bco_ray.config.spec import (
     DataSpec,
@@ -20,8 +22,11 @@ from bco_ray.config.training import CheckpointSpec, TrainingSpec, ZeroSpec
 __all__ = [
     "CheckpointSpec",
     "DataSpec",
+    "EvaluationSpec",
     "FieldMap",
+    "GateSpec",
     "JobSpec",
+    "JudgeSpec",
     "LoraSpec",
     "ModelSpec",
     "ObjectiveSpec",

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
+from bco_ray.config.evaluation import EvaluationSpec, JudgeSpec
+from bco_ray.config.gate import GateSpec
 from bco_ray.config.section import Auto, Name, NotNegative, NotNegativeInt, PositiveInt, Section
 from bco_ray.config.training import TrainingSpec
 
@@ -187,7 +189,11 @@ class OutputSpec(Section):
 
 
 class JobSpec(Section):
-    """One training job: what to train, on which votes, how, and where the result goes."""
+    """One training job: what to train, on which votes, how, and where the result goes.
+
+    `evaluation` and `judge`: how `bco evaluate` finds out what came of it. `gate`: what that must be before anybody is
+    served by it; registered with the version.
+    """
 
     name: Name
     model: ModelSpec
@@ -195,6 +201,9 @@ class JobSpec(Section):
     scoring: ScoringSpec = Field(default_factory=ScoringSpec)
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec)
     training: TrainingSpec = Field(default_factory=TrainingSpec)
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    judge: JudgeSpec | None = None
+    gate: GateSpec | None = None
     output: OutputSpec = Field(default_factory=OutputSpec)
 
     @model_validator(mode="after")

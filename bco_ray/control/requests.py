@@ -26,7 +26,8 @@ Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 
-CLOSED = {"name": "is the job's id", "output": "is the server's"}
+_BY_HAND = "is for bco evaluate, where its files and keys are"
+CLOSED = {"name": "is the job's id", "output": "is the server's", "evaluation": _BY_HAND, "judge": _BY_HAND}
 """Of the spec's sections those that a request may not set."""
 
 _METHODS: dict[str, LossName] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
+from bco_ray.evaluation.votes import JudgedVotes, named
 from bco_ray.models.loading import load_frozen
 from bco_ray.models.packing import fill_packs, lay_out
 from bco_ray.models.policy import Policy
@@ -20,9 +22,13 @@ from bco_ray.objective.density import auc
 from bco_ray.storage import files, parquet
 from bco_ray.storage.ragged import Ragged
 from bco_ray.storage.scored import ScoredManifest
+from bco_ray.telemetry import Advance
 
-_JUDGED = pa.schema([("reward", pa.float32()), ("label", pa.bool_()), ("logp", pa.float32()), ("tokens", pa.int64())])
-"""`tokens`: how many `logp` is the sum over."""
+_JUDGED = pa.schema(
+    [("reward", pa.float32()), ("label", pa.bool_()), ("logp", pa.float32()), ("tokens", pa.int64()),
+     ("prompt", pa.int64()), ("source", pa.string())]
+)  # fmt: skip
+"""`tokens`: how many `logp` is the sum over. `prompt`: the prompt's hash."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class HeldOut:
 
 
 class RewardScorer:
-    """A Ray Data actor: log pi and r = beta * (log pi - log ref) for each validation row of scored shards."""
+    """log pi and r = beta * (log pi - log ref) for each validation row of scored shards."""
 
     def __init__(
         self,
@@ -69,51 +75,107 @@ class RewardScorer:
             logps[numbers] = self.policy(pack.to(self.device)).cpu().numpy()
         rewards = self.beta * (logps - rows["reference_logp"].to_numpy())
         tokens = [int(masks[i][1:].sum()) for i in range(rows.num_rows)]
-        columns = [pa.array(rewards, pa.float32()), rows["label"].combine_chunks(), pa.array(logps), pa.array(tokens)]
-        return pa.table(columns, schema=_JUDGED)
+        numbers = [pa.array(rewards, pa.float32()), rows["label"], pa.array(logps), pa.array(tokens, pa.int64())]
+        return pa.table([*numbers, rows["prompt_hash"], rows["source"]], schema=_JUDGED)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a copy of the model runs on, how many copies there may be, and how many tokens one forward has."""
+
+    max_tokens: int
+    dtype: str
+    quantization: str
+    device: str
+    threads: int
+    num_workers: int
+    num_gpus: float
 
 
 def evaluate_held_out(
-    scored: Path,
-    manifest: ScoredManifest,
-    model_directory: str,
-    *,
-    beta: float,
-    delta: float,
-    max_tokens: int,
-    dtype: str,
-    quantization: str,
-    device: str,
-    threads: int,
-    num_workers: int,
-    num_gpus: float,
+    scored: Path, manifest: ScoredManifest, model_directory: str, *, beta: float, delta: float, machine: Machine
 ) -> HeldOut:
     """Judge `model_directory` on the validation rows of scored shards. The reward shift is only read."""
-    total = manifest.count("validation_chosen") + manifest.count("validation_rejected")
-    if total == 0:
+    votes = judge_held_out(scored, manifest, [model_directory], beta=beta, machine=machine)[0]
+    if not len(votes.label_N):
         return HeldOut(0, {})
-    shards = [{"file": str(scored / shard.file)} for shard in manifest.shards]
-    judged = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-        RewardScorer,
-        fn_constructor_args=(model_directory,),
+    metrics = reward_metrics(votes.reward_N, votes.label_N, delta=delta)
+    metrics |= likelihood_metrics(votes.logp_N, votes.label_N, votes.tokens_N)
+    return HeldOut(len(votes.label_N), metrics)
+
+
+def judge_held_out(
+    scored: Path,
+    manifest: ScoredManifest,
+    models: Sequence[str],
+    *,
+    beta: float,
+    machine: Machine,
+    progress: Advance | None = None,
+) -> list[JudgedVotes]:
+    """The validation rows of scored shards, in their order, with the rewards of each of these model directories."""
+    held_out = [shard for shard in manifest.shards if shard.validation_chosen + shard.validation_rejected]
+    total = len(models) * sum(shard.validation_chosen + shard.validation_rejected for shard in held_out)
+    found: list[list[pa.Table]] = [[_JUDGED.empty_table()] for _ in models]
+    done = 0
+    items = [
+        {"model": place, "directory": directory, "file": str(scored / shard.file)}
+        for place, directory in enumerate(models)
+        for shard in held_out
+    ]
+    for table in _scored_anew(items, beta, machine):
+        for place in pc.unique(table["model"]).to_pylist():
+            found[place].append(table.filter(pc.equal(table["model"], place)).drop_columns("model"))
+        done += table.num_rows
+        if progress:
+            progress(done, total, "held-out votes")
+    return [_as_votes(pa.concat_tables(tables)) for tables in found]
+
+
+class ScorerOfMany:
+    """A Ray Data actor: judges by the model that an item names, and holds one at a time."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings = settings
+        self._scorer: tuple[str, RewardScorer] | None = None
+
+    def __call__(self, items: pa.Table) -> pa.Table:
+        """Rows of `model` (a number), `directory` and `file` to rows of `_JUDGED` with `model`."""
+        tables = [self._judged(**item) for item in items.to_pylist()]
+        return pa.concat_tables(tables)
+
+    def _judged(self, model: int, directory: str, file: str) -> pa.Table:
+        if self._scorer is None or self._scorer[0] != directory:
+            self._scorer = None  # before the next is loaded
+            self._scorer = (directory, RewardScorer(directory, **self._settings))
+        rows = self._scorer[1](pa.table({"file": [file]}))
+        return rows.append_column("model", pa.array([model] * rows.num_rows, pa.int32()))
+
+
+def _scored_anew(items: list[dict[str, Any]], beta: float, machine: Machine) -> Iterator[pa.Table]:
+    if not items:
+        return
+    judged = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        ScorerOfMany,
         fn_constructor_kwargs={
             "beta": beta,
-            "max_tokens": max_tokens,
-            "dtype": dtype,
-            "quantization": quantization,
-            "device": device,
-            "threads": threads,
+            "max_tokens": machine.max_tokens,
+            "dtype": machine.dtype,
+            "quantization": machine.quantization,
+            "device": machine.device,
+            "threads": machine.threads,
         },
-        compute=ActorPoolStrategy(min_size=1, max_size=num_workers),
-        num_gpus=num_gpus,
+        compute=ActorPoolStrategy(min_size=1, max_size=machine.num_workers),
+        num_gpus=machine.num_gpus,
         batch_format="pyarrow",
         batch_size=None,
     )
-    tables = [t for t in judged.iter_batches(batch_format="pyarrow", batch_size=None) if t.num_rows]
-    rows = pa.concat_tables(tables)
-    reward_N, label_N, logp_N, tokens_N = (rows[name].to_numpy() for name in _JUDGED.names)
-    metrics = reward_metrics(reward_N, label_N, delta=delta) | likelihood_metrics(logp_N, label_N, tokens_N)
-    return HeldOut(rows.num_rows, metrics)
+    yield from judged.iter_batches(batch_format="pyarrow", batch_size=None)
+
+
+def _as_votes(rows: pa.Table) -> JudgedVotes:
+    columns = {f"{name}_N": rows[name].to_numpy() for name in _JUDGED.names if name != "source"}
+    return JudgedVotes(**columns, source_N=named(rows["source"]))
 
 
 def reward_metrics(rewards_N: np.ndarray, labels_N: np.ndarray, *, delta: float) -> dict[str, float | None]:

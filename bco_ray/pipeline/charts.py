@@ -107,7 +107,7 @@ def _months(axes: Axes, rows: Sequence[Row]) -> None:
         axes.set_xlim(-1, 1)
     every = math.ceil(len(rows) / 7)
     axes.set_xticks(places[::every], [row["key"] for row in rows[::every]])
-    _share_axis(axes, "y")
+    share_axis(axes, "y")
     axes.set_ylim(0, 1)
 
 
@@ -121,8 +121,8 @@ def _rates(axes: Axes, rows: Sequence[Row]) -> None:
         axes.hlines(place, *wilson(row["ups"], votes), color=BLUE, lw=5, alpha=0.3)
         axes.plot([row["up_rate"]], [place], "o", color=BLUE, markersize=6)
         axes.text(1.02, place, f"{votes:,}", transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=GREY)
-    _name_axis(axes, [row["key"] for row in shown])
-    _share_axis(axes, "x")
+    name_axis(axes, [row["key"] for row in shown])
+    share_axis(axes, "x")
     axes.set_xlim(0, 1)
 
 
@@ -131,7 +131,7 @@ def _drops(axes: Axes, drops: Mapping[str, int]) -> None:
     axes.barh(range(len(shown)), [count for _, count in shown], color=AMBER, height=0.6)
     for place, (_, count) in enumerate(shown):
         axes.text(count, place, f" {count:,}", va="center", fontsize=9, color=INK)
-    _name_axis(axes, [reason for reason, _ in shown])
+    name_axis(axes, [reason for reason, _ in shown])
     axes.set_xlim(0, 1.18 * max(count for _, count in shown))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
@@ -148,7 +148,7 @@ def _lengths(axes: Axes, lengths: Mapping[str, Mapping[str, Any]]) -> None:
         axes.stairs(shares, edges, color=colour, fill=True, alpha=0.22)
         axes.stairs(shares, edges, color=colour, lw=1.5, label=f"{label} (median {lengths[side]['p50']:,})")
     _log_axis(axes)
-    _share_axis(axes, "y")
+    share_axis(axes, "y")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     axes.margins(y=0.22)
 
@@ -174,7 +174,7 @@ def _busiest(axes: Axes, users: Mapping[str, Any]) -> None:
                           fontsize=9, color=INK)  # fmt: skip
     _log_axis(axes)
     axes.set_xticks([count for count, _ in points], [str(count) for count, _ in points])
-    _share_axis(axes, "y")
+    share_axis(axes, "y")
     axes.set_ylim(0, 1.12)
     axes.set_xlabel(f"busiest users, of {users['distinct']:,}", fontsize=9, color=GREY)
 
@@ -192,13 +192,13 @@ def _weights(axes: Axes, bars: Sequence[tuple[float, int]]) -> None:
     axes.set_xlabel("weight (1: as if not matched)", fontsize=9, color=GREY)
 
 
-def _name_axis(axes: Axes, names: Sequence[str]) -> None:
+def name_axis(axes: Axes, names: Sequence[str]) -> None:
     """Names downwards; a `$` in a name is no formula."""
     axes.set_yticks(range(len(names)), [printable(name, NAME_CHARACTERS) for name in names], parse_math=False)
     axes.set_ylim(max(len(names), 4) - 0.4, -0.6)
 
 
-def _share_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+def share_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

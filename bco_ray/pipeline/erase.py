@@ -22,6 +22,7 @@ from bco_ray.errors import SpecError, StorageError
 from bco_ray.feedback.statistics import LogSums
 from bco_ray.storage import erasures, files, log_erasure, parquet
 from bco_ray.storage.database import DATABASE
+from bco_ray.storage.evaluations import ANSWERS
 from bco_ray.storage.export import erase_segments
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.log_erasure import LogErasure
@@ -113,6 +114,7 @@ def erase_votes(
         for done, directory in enumerate(directories):
             advance(done, len(directories), f"{directory.parent.name}/{directory.name}")
             sweep.directory(directory)
+        evaluations = _forget_answers(Registry(storage), erased)
         advance(1, 1, f"{log.votes} votes in the log")
     models = _models_trained_on(Registry(storage), sweep.hit)
     return {
@@ -121,6 +123,7 @@ def erase_votes(
         "rows_in_records": sweep.records,
         "rows_in_scored": sweep.scored,
         "completions": log.completions,
+        "evaluations": evaluations,
         "models": models,
         "skipped": sweep.skipped,
         "note": _note(models, sweep.skipped) + ("" if log.votes + segments + sweep.records + sweep.scored else NOBODY),
@@ -192,6 +195,20 @@ def erase_scored(directory: Path, erased: Erased) -> int:
     erasures.renew_manifest(directory, {})
     amendment.finish()
     return rows
+
+
+def _forget_answers(registry: Registry, erased: Erased) -> int:
+    """Answers to somebody's prompts, and the page that shows them, of how many evaluations."""
+    forgotten = 0
+    for name in registry.names():
+        evaluations = registry.evaluations(name)
+        for version in registry.versions(name):
+            for number in evaluations.numbers(version):
+                answers = evaluations.place(version, number) / ANSWERS
+                if answers.is_file() and erased.mentioned(answers.read_bytes()):
+                    evaluations.forget_words(version, number)
+                    forgotten += 1
+    return forgotten
 
 
 def _parts(directory: Path) -> list[Path]:

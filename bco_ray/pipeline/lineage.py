@@ -37,6 +37,7 @@ def lineage_of(job: ResolvedJob, scored: ScoredManifest, evaluation: dict[str, A
         "classes": {name: scored.count(name) for name in CLASSES},
         "matching": {k: v for k, v in scored.matching.items() if v is None or isinstance(v, str | int | float)},
         "evaluation": evaluation,
+        "gate": job.spec.gate.model_dump(mode="json", exclude_none=True) if job.spec.gate else None,
         "bco_ray": bco_ray.__version__,
     }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from bco_ray.config import JobSpec, ScoringSpec
+from bco_ray.config import EvaluationSpec, JobSpec, ScoringSpec
 from bco_ray.config.spec import ShiftSpec
 from bco_ray.errors import SpecError
 from bco_ray.models import loading
@@ -204,6 +204,7 @@ def outline(spec: JobSpec) -> ResolvedJob:
                     "precision": "bf16" if bf16 else "fp32",
                 }
             ),
+            "evaluation": _resolve_evaluation(spec.evaluation),
             "output": spec.output.model_copy(update={"storage": str(storage)}),
         }
     )
@@ -274,6 +275,14 @@ def _resolve_scoring(spec: JobSpec, storage: Path) -> ScoringSpec:
 def _resolve_shift(shift: ShiftSpec) -> ShiftSpec:
     start = None if shift.start is None else str(files.path_of(shift.start).expanduser().resolve())
     return shift.model_copy(update={"start": start})
+
+
+def _resolve_evaluation(evaluation: EvaluationSpec) -> EvaluationSpec:
+    """With the absolute path of its prompts."""
+    if evaluation.regression is None:
+        return evaluation
+    prompts = files.path_of(evaluation.regression).expanduser().resolve()
+    return evaluation.model_copy(update={"regression": str(prompts)})
 
 
 def _wants_bf16(spec: JobSpec) -> bool:

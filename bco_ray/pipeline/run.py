@@ -11,13 +11,16 @@ from bco_ray.config.spec import ShiftSpec
 from bco_ray.errors import SpecError, StorageError
 from bco_ray.evaluation.curves import draw_curves
 from bco_ray.evaluation.heldout import evaluate_held_out
-from bco_ray.objective import LOSSES, RewardShift
+from bco_ray.objective import LOSSES
 from bco_ray.objective.running_moments import shift_from_running_moments
 from bco_ray.pipeline.branching import take_over_checkpoint
 from bco_ray.pipeline.card import model_card
 from bco_ray.pipeline.checking import require_usable
+from bco_ray.pipeline.contenders import final_delta
+from bco_ray.pipeline.evaluate import evaluate_version
 from bco_ray.pipeline.lineage import lineage_of
 from bco_ray.pipeline.log import read_log, require_nobody_erased_since
+from bco_ray.pipeline.measuring import machine_of
 from bco_ray.pipeline.metrics import ScoringMetrics
 from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.pipeline.watching import watching
@@ -52,11 +55,15 @@ class RunOutcome:
 
 
 def run_job(job: ResolvedJob, phases: Phases) -> RunOutcome:
-    """score -> train -> evaluate -> register, on the connected cluster."""
+    """score -> train -> evaluate -> register, on the connected cluster; what has a gate is evaluated for it too."""
     scored = score_job(job, phases)
     train_job(job, phases)
     evaluation = evaluate_job(job, phases)
-    return RunOutcome(job, scored, evaluation, register_job(job, evaluation))
+    version = register_job(job, evaluation)
+    gate, evaluated = job.spec.gate, Registry(job.storage).evaluations(version.name).numbers(version.version)
+    if gate is not None and gate.evaluates and not evaluated:
+        evaluate_version(job, scored, version, (), phases)
+    return RunOutcome(job, scored, evaluation, version)
 
 
 def score_job(job: ResolvedJob, phases: Phases) -> ScoredManifest:
@@ -141,14 +148,8 @@ def evaluate_job(job: ResolvedJob, phases: Phases) -> dict[str, Any]:
                 load_scored(job.scored_directory),
                 str(run / "model"),
                 beta=spec.objective.beta,
-                delta=_final_delta(job),
-                max_tokens=job.scoring_tokens,
-                dtype=job.dtype,
-                quantization=spec.model.quantization,
-                device=job.device,
-                threads=job.threads,
-                num_workers=spec.scoring.workers[1],
-                num_gpus=job.gpus_per_worker,
+                delta=final_delta(run, spec),
+                machine=machine_of(job),
             )
             files.write_json(target, {"rows": held_out.rows, **held_out.metrics})
     evaluation: dict[str, Any] = files.read_json(target)
@@ -247,9 +248,3 @@ def _reference_model(job: ResolvedJob) -> ReferenceModel:
         threads=job.threads,
         embedding=job.spec.scoring.embedding,
     )
-
-
-def _final_delta(job: ResolvedJob) -> float:
-    """The shift after the last step, as the trainer left it."""
-    outcome = files.read_json(job.run_directory / "outcome.json")
-    return RewardShift.from_state(outcome["shift"]).delta if LOSSES[job.spec.objective.loss].shifted else 0.0

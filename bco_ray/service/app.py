@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from bco_ray.control.archive import Archive
 from bco_ray.control.audit import AuditLog
+from bco_ray.control.canaries import Canaries
 from bco_ray.control.delivering import Deliverer
 from bco_ray.control.files import FileStore
 from bco_ray.control.http import audit_routes, estimate_routes, files_routes, job_routes, webhook_routes
@@ -38,7 +39,9 @@ from bco_ray.service.args import ServiceArgs
 from bco_ray.serving.app import ON_HEAD, Gateway, application
 from bco_ray.serving.http.api import Extension
 from bco_ray.storage.database import open_database
+from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.registry import Registry
+from bco_ray.storage.trials import Trials
 from bco_ray.telemetry import configure_logging, logger
 from bco_ray.telemetry.meters import Meters, NoMeters, RayMeters
 from bco_ray.web.access import Caller, require
@@ -46,6 +49,7 @@ from bco_ray.web.access import Caller, require
 _LOOK_SECONDS = 1.0
 _UPKEEP_SECONDS = 3600.0
 _ARCHIVE_SECONDS = 60.0
+_CANARY_SECONDS = 60.0
 _STUCK_SECONDS = 300.0
 _EVENTS: dict[Status, Event] = {
     "succeeded": "fine_tuning.job.succeeded",
@@ -132,12 +136,15 @@ class Jobs:
         store = job_store(engine, webhooks, meters)
         reconciler = Reconciler(store, RayJobs(args.home), args.home, room, metrics)
         upkeep = Upkeep(FileStore(engine, args.storage / "files"), webhooks)
+        registry, log = Registry(args.storage), FeedbackLog.open(args.home)
+        canaries = Canaries(registry, Trials(registry, log.engine), AuditLog(engine))
         turn = Lease(engine, "jobs", cluster_address())
         self._looked = time.monotonic()
         tasks = [
             every(_LOOK_SECONDS, partial(self._look, turn, reconciler), "the jobs cannot be looked after"),
             Deliverer(webhooks, Sender(allow_private=args.private_webhooks), told=metrics.delivered).run(),
             every(_UPKEEP_SECONDS, upkeep.run_once, "the upkeep failed"),
+            every(_CANARY_SECONDS, partial(in_turn, turn, canaries.run_once), "the canaries cannot be looked after"),
         ]
         if args.archive is not None:
             archive = Archive(store, args.home, args.archive)
@@ -159,6 +166,12 @@ class Jobs:
                 reconciler.run_once()
         finally:
             self._looked = time.monotonic()
+
+
+def in_turn(turn: Lease, work: Callable[[], None]) -> None:
+    """Where another cluster on the same database does it, nothing."""
+    if turn.held():
+        work()
 
 
 async def every(seconds: float, work: Callable[[], None], failed: str) -> None:

@@ -16,6 +16,9 @@ from bco_ray.storage import files
 CANDIDATE = "candidate"
 """The alias whose version a canary tries out."""
 
+PROD = "prod"
+"""What a bare name means: the alias with a gate before it."""
+
 
 @dataclass(frozen=True)
 class Canary:
@@ -29,8 +32,8 @@ class Canary:
 class Aliases:
     """One moment of one name: alias -> version, the canary, and every change that led there, oldest first.
 
-    An entry of the history is a move `{alias, version, was, at}` (`rollback: true` if it went back), or a canary's
-    new share `{canary, was, at}`.
+    An entry of the history is a move `{alias, version, was, at}` (`rollback: true` if it went back, `forced`: what was
+    against it), or a canary's new share `{canary, was, at}`; `because`: why, where nobody but the server did it.
     """
 
     aliases: dict[str, int]
@@ -73,18 +76,18 @@ def read(directory: Path) -> Aliases:
             return _settled(aliases, Canary(**canary) if canary and canary["percent"] else None, history)
 
 
-def move(directory: Path, alias: str, version: int, *, rollback: bool = False) -> None:
-    """Point an alias at a version. The caller holds the lock."""
+def move(directory: Path, alias: str, version: int, **more: Any) -> None:
+    """Point an alias at a version; `more` is said of it in the history. The caller holds the lock."""
     now = read(directory)
     entry = {"alias": alias, "version": version, "was": now.aliases.get(alias), "at": int(time())}
-    _note(directory, now, {**entry, "rollback": True} if rollback else entry)
+    _note(directory, now, entry | more)
     files.write_json(directory / "aliases.json", {**now.aliases, alias: version})
 
 
-def set_share(directory: Path, percent: float) -> None:
-    """Send a share of the traffic to the candidate, or with 0 none. The caller holds the lock."""
+def set_share(directory: Path, percent: float, **more: Any) -> None:
+    """Send a share of the traffic to the candidate, or with 0 none; `more` as in `move`. The caller holds the lock."""
     now = read(directory)
-    _note(directory, now, {"canary": percent, "was": now.percent, "at": int(time())})
+    _note(directory, now, {"canary": percent, "was": now.percent, "at": int(time()), **more})
     files.write_json(directory / "canary.json", {"alias": CANDIDATE, "percent": percent})
 
 

@@ -2,7 +2,7 @@
 
 Versions are integers, written once and never changed; `lineage.json` has a digest of every file. An alias (`prod`,
 `candidate`) points at one and is moved by compare-and-set. A reference is `name/3`, `name@prod`, or `name` (the alias
-`prod` if set, else the newest version).
+`prod` if set, else the newest version). `prod` points at no version whose evaluation does not pass its gate.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
-from bco_ray.errors import ConflictError, ModelError
+from bco_ray.config.gate import GateSpec
+from bco_ray.errors import ConflictError, GateError, ModelError
 from bco_ray.storage import aliases as book
 from bco_ray.storage import files
-from bco_ray.storage.aliases import CANDIDATE, Aliases
+from bco_ray.storage.aliases import CANDIDATE, PROD, Aliases
+from bco_ray.storage.evaluations import Evaluations
+from bco_ray.storage.gate import policy_of, refusals
 from bco_ray.storage.local_copies import local_copy
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -137,15 +140,39 @@ class Registry:
         aliases = self.aliases(name)
         if alias is not None and alias not in aliases:
             raise UnknownVersionError(f"{reference}: {name} has no alias {alias}. {self._known(name)}")
-        return self.get(name, aliases[alias] if alias else aliases.get("prod", self.versions(name)[-1]))
+        return self.get(name, aliases[alias] if alias else aliases.get(PROD, self.versions(name)[-1]))
+
+    def evaluations(self, name: str) -> Evaluations:
+        """What was found out about its versions."""
+        return Evaluations(self.root / name)
+
+    def policy(self, name: str, version: int) -> GateSpec | None:
+        """Its gate. Raises StorageError if that cannot be read."""
+        return policy_of(self.get(name, version).lineage.get("gate"), self.evaluations(name).latest(version))
+
+    def refusals(self, name: str, version: int) -> list[str] | None:
+        """What is against pointing `prod` at a version now, [] if nothing is; None: it has no gate."""
+        evaluation = self.evaluations(name).latest(version)
+        policy = self.policy(name, version)
+        live = self.aliases(name).get(PROD)
+        other = None if live in (None, version) else f"{name}/{live}"
+        return None if policy is None else refusals(policy, evaluation, other)
 
     def promote(
-        self, name: str, version: int, alias: str = "prod", expected: int | EllipsisType | None = ...
+        self,
+        name: str,
+        version: int,
+        alias: str = PROD,
+        expected: int | EllipsisType | None = ...,
+        *,
+        force: bool = False,
+        because: str | None = None,
     ) -> int | None:
         """Point `alias` at `version`; returns where it pointed before (None: it was unset).
 
-        Raises ModelError; ConflictError if `expected` is given (None: unset) and not where it points now; StorageError
-        if it is not its turn within seconds.
+        Raises ModelError; GateError if `alias` is `prod` and the version does not pass its gate, unless `force`, which
+        the history then shows; ConflictError if `expected` is given (None: unset) and not where it points now;
+        StorageError if it is not its turn within seconds.
         """
         self.get(name, version)
         if not re.fullmatch(ALIAS, alias):
@@ -154,10 +181,12 @@ class Registry:
             was = self.aliases(name).get(alias)
             _require_expected(f"{name}@{alias}", was, expected)
             if was != version:
-                book.move(self.root / name, alias, version)
+                against = self._against(name, version, alias, force=force)
+                more = {"forced": against, "because": because}
+                book.move(self.root / name, alias, version, **{key: value for key, value in more.items() if value})
         return was
 
-    def rollback(self, name: str, alias: str = "prod", expected: int | EllipsisType | None = ...) -> tuple[int, int]:
+    def rollback(self, name: str, alias: str = PROD, expected: int | EllipsisType | None = ...) -> tuple[int, int]:
         """(version, was): `alias` back where it was before its last move; once more goes one move further back.
 
         Raises ModelError if there is nothing before, or that version is gone; else as `promote` does.
@@ -170,10 +199,13 @@ class Registry:
             book.move(self.root / name, alias, version, rollback=True)
         return version, state.aliases[alias]
 
-    def set_canary(self, name: str, percent: float) -> None:
+    def set_canary(
+        self, name: str, percent: float, *, generation: int | None = None, because: str | None = None
+    ) -> None:
         """Send so much of the name's traffic to the version that its alias `candidate` points at; 0 ends it.
 
-        Raises ModelError; StorageError if it is not its turn within seconds.
+        Raises ModelError; ConflictError if anything about the name changed since `generation`; StorageError if it is
+        not its turn within seconds.
         """
         self._require(name)
         if not 0 <= percent <= 100:
@@ -182,8 +214,10 @@ class Registry:
             state = self.state(name)
             if percent and CANDIDATE not in state.aliases:
                 raise ModelError(f"{name}: no version is its {CANDIDATE} yet; promote one to that alias first.")
+            if generation is not None and generation != state.generation:
+                raise ConflictError(f"{name}: somebody moved its aliases or its canary first.")
             if percent != state.percent:
-                book.set_share(self.root / name, percent)
+                book.set_share(self.root / name, percent, **({"because": because} if because else {}))
 
     @contextmanager
     def _writing(self, name: str, busy: str | None = None) -> Iterator[None]:
@@ -191,6 +225,17 @@ class Registry:
         with files.locked(self.root / name / ".lock", busy=busy, seconds=_MOVE_SECONDS):
             files.remove_leftovers(self.root / name)
             yield
+
+    def _against(self, name: str, version: int, alias: str, *, force: bool) -> list[str]:
+        """What its gate has against it. Raises GateError unless `force`."""
+        reasons = (self.refusals(name, version) or []) if alias == PROD else []
+        if reasons and not force:
+            raise GateError(
+                f"{name}/{version} does not pass its gate: {'; '.join(reasons)}. Evaluate it (bco evaluate SPEC "
+                f"--model {name}/{version}), or override the gate (--force, or force: true): the history shows that.",
+                reasons,
+            )
+        return reasons
 
     def _of_run(self, name: str, run: Any) -> ModelVersion | None:
         """The version that a run registered."""

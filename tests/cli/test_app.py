@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from bco_ray.cli import main
+from bco_ray.cli.evaluation_view import lines
 from bco_ray.cli.server import what_to_serve
 from bco_ray.errors import SpecError
 from bco_ray.storage.registry import Registry
+from bco_ray.testing.evaluations import made_evaluation
 from bco_ray.testing.tiny import write_tiny_model
 
 
@@ -100,6 +102,40 @@ def test_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
         assert bco(monkeypatch, "models", *wrong, *storage) == 1
     for wrong in (["canary", "bot", "120"], ["export", "bot/1", "--out", str(tmp_path / "out")]):
         assert bco(monkeypatch, "models", *wrong, *storage) == 2
+
+
+def test_a_gate_keeps_a_version_from_prod_until_it_is_forced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "m").mkdir()
+    registry = Registry(tmp_path)
+    registry.register("bot", tmp_path / "m", {"run": "a", "gate": {"auc": {"min": 0.65}}})
+    registry.evaluations("bot").add(1, made_evaluation("bot/1"), {"README.md": b"newer"})
+    storage = ["--storage", str(tmp_path)]
+    assert bco(monkeypatch, "models", "promote", "bot/1", *storage) == 1
+    assert "does not pass its gate: auc: lower bound 0.6 (of 0.7), min is 0.65" in capsys.readouterr().err
+    assert bco(monkeypatch, "models", "show", "bot/1", "--json", *storage) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["gate"] == ["auc: lower bound 0.6 (of 0.7), min is 0.65"]
+    assert shown["evaluations"] == [str(tmp_path / "models/bot/evaluations/1/1")]
+    assert bco(monkeypatch, "models", "promote", "bot/1", "--alias", "candidate", *storage) == 0
+    assert bco(monkeypatch, "models", "promote", "bot/1", "--force", *storage) == 0
+    assert registry.history("bot")[-1]["forced"] == shown["gate"]
+    assert bco(monkeypatch, "models", "export", "bot/1", "--out", str(tmp_path / "out"), *storage) == 0
+    assert (tmp_path / "out" / "README.md").read_text() == "newer"
+
+
+def test_an_evaluation_as_people_read_it() -> None:
+    found = made_evaluation("bot/2", against="bot/1").model_dump(mode="json")
+    shown = list(lines({"model": "bot/2", "evaluation": found, "gate": ["too bad"], "report": "r.html"}))
+    for line in ("held-out votes: 40 (24 up) on 18 prompts", "  auc: 0.7 [0.6, 0.8]", "  margin: -",
+                 "against bot/1 (live):", "  win rate: 0.6 [0.45, 0.74] (8 wins, 3 ties, 5 losses; rule: shorter)",
+                 "regression: 1 of 2 passed", "  hours: lacks 'nine'", "gate: not passed", "  too bad"):  # fmt: skip
+        assert line in shown
+    bare = {**found, "votes": None, "opponents": [], "regression": None, "notes": []}
+    assert list(lines({"model": "bot/2", "evaluation": bare, "gate": "none", "report": "r.html"})) == [
+        "model: bot/2", "gate: none", "report: r.html",
+    ]  # fmt: skip
 
 
 def test_what_to_serve(spec: Path, tmp_path: Path) -> None:

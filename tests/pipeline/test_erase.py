@@ -145,6 +145,7 @@ def test_a_person_is_erased_everywhere(storage: Path) -> None:
     found = erase(storage, "ann")
     assert {name: found[name] for name in found if isinstance(found[name], int)} == {
         "votes_in_log": 3, "rows_in_segments": 3, "rows_in_records": 3, "rows_in_scored": 3, "completions": 1,
+        "evaluations": 0,
     }  # fmt: skip
     assert found["models"] == [
         {"model": "helper/1", "scored": "s1", "rows": 3, "aliases": [], "inherits_from": None},
@@ -161,7 +162,7 @@ def test_again_it_changes_nothing_and_names_the_same_models(storage: Path) -> No
     before = {path: path.stat().st_mtime_ns for path in storage.rglob("*.parquet")}
     again = erase(storage, "ann")
     assert {path: path.stat().st_mtime_ns for path in storage.rglob("*.parquet")} == before
-    assert [value for value in again.values() if isinstance(value, int)] == [0] * 5
+    assert [value for value in again.values() if isinstance(value, int)] == [0] * 6
     assert again["models"] == first["models"]
     assert "Nothing was found that was not erased before" in again["note"]
     check_ann_is_gone(storage)

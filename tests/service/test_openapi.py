@@ -155,9 +155,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     storage = tmp_path_factory.mktemp("storage")
     model = write_tiny_model(tmp_path_factory.mktemp("tiny"), seed=1)
     registry = Registry(storage)
-    for run in ("a", "b"):
-        registry.register("m", model, {"run": run, "votes": {"read": 3, "kept": 2}})
+    for run, gate in (("a", None), ("b", {"auc": {"min": 0.6}, "canary": {}})):
+        registry.register("m", model, {"run": run, "votes": {"read": 3, "kept": 2}, "gate": gate})
+    registry.promote("m", 2, force=True)
+    registry.promote("m", 1)
     registry.promote("m", 2, "candidate")
+    registry.set_canary("m", 50)
     args = ServiceArgs(model_id="m/1", model_dir=model, storage=storage, allowed_places=["/models"])
     engine, keys, log = open_database(storage), KeyStore.open(storage), FeedbackLog.open(storage)
     catalog = FixedCatalog(Target(describe(args), load_tokenizer(model), Hello()))  # type: ignore[arg-type]

@@ -13,7 +13,10 @@ from fastapi.testclient import TestClient
 from bco_ray.serving.http.registry_routes import router
 from bco_ray.storage import files
 from bco_ray.storage import registry as registries
+from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.registry import Registry
+from bco_ray.storage.trials import Trials
+from bco_ray.testing.evaluations import made_evaluation
 from bco_ray.web import errors
 from bco_ray.web.access import NO_KEYS, Access, RequestRate
 
@@ -57,6 +60,60 @@ def test_a_model_its_versions_and_its_names(client: TestClient) -> None:
     assert client.get("/v1/registry/models/bot").json() == model
     assert client.get("/v1/registry/models").json()["data"] == [model]
     assert post(client, "bot/canary", percent=0)[1]["canary"] is None
+
+
+def test_prod_has_a_gate_with_all_reasons_and_force_is_audited(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    registry = Registry(tmp_path)
+    registry.register("bot", tmp_path / "m", {"run": "a", "gate": {"auc": {"min": 0.65}, "regression": "all"}})
+    deeds: list[tuple[str, dict[str, Any]]] = []
+    api = FastAPI()
+    errors.install(api)
+    api.add_middleware(Access, find=NO_KEYS.find, configured=NO_KEYS.any, rate=RequestRate())
+    api.include_router(router(registry, lambda who, action, target, **facts: deeds.append((action, facts))))
+    with TestClient(api, "http://127.0.0.1") as client:
+        status, body = post(client, "bot/promote", version=1)
+        assert (status, body["error"]["code"]) == (409, "gate_refused")
+        assert "it was never evaluated" in body["error"]["message"]
+        registry.evaluations("bot").add(1, made_evaluation("bot/1"), {})
+        message = post(client, "bot/promote", version=1)[1]["error"]["message"]
+        assert "auc: lower bound 0.6" in message
+        assert "1 of 2 prompts failed (hours)" in message
+        assert post(client, "bot/promote", version=1, alias="candidate")[0] == 200
+        status, model = post(client, "bot/promote", version=1, force=True)
+        assert status == 200
+    (version,) = model["versions"]
+    assert (version["evaluations"], version["gate"]["passes"], len(version["gate"]["reasons"])) == (1, False, 2)
+    assert model["history"][-1]["forced"] == version["gate"]["reasons"]
+    assert [(action, facts.get("forced")) for action, facts in deeds] == [
+        ("model.promote", None), ("model.promote", version["gate"]["reasons"]),
+    ]  # fmt: skip
+
+
+def test_a_damaged_evaluation_refuses_and_hides_nothing(client: TestClient, registry: Registry) -> None:
+    place = registry.evaluations("bot").add(2, made_evaluation("bot/2", gate={"auc": {"min": 0.1}}), {})
+    (place / "evaluation.json").write_text("{")
+    found = {v["version"]: v["gate"] for v in client.get("/v1/registry/models/bot").json()["versions"]}
+    assert found[1] is None
+    assert found[2]["passes"] is False
+    assert "not valid JSON" in found[2]["reasons"][0]
+
+
+def test_a_canary_shows_its_thumbs(registry: Registry, tmp_path: Path) -> None:
+    trials = Trials(registry, FeedbackLog.open(tmp_path).engine)
+    api = FastAPI()
+    errors.install(api)
+    api.add_middleware(Access, find=NO_KEYS.find, configured=NO_KEYS.any, rate=RequestRate())
+    api.include_router(router(registry, trial_of=trials.of))
+    with TestClient(api, "http://127.0.0.1") as client:
+        post(client, "bot/promote", version=1)
+        assert post(client, "bot/promote", version=2, alias="candidate")[1]["trial"] is None
+        trial = post(client, "bot/canary", percent=10)[1]["trial"]
+        assert (trial["candidate"]["model"], trial["prod"]["model"]) == ("bot/2", "bot/1")
+        assert (trial["difference"], trial["automatic"]) == ({"low": -1.0, "high": 1.0}, False)
+        place = registry.evaluations("bot").add(2, made_evaluation("bot/2"), {})
+        (place / "evaluation.json").write_text("{")
+        assert client.get("/v1/registry/models/bot").json()["trial"] is None
 
 
 def test_moves_need_json(client: TestClient) -> None:

@@ -21,6 +21,7 @@ from bco_ray.serving.metrics import Metrics
 from bco_ray.serving.versions.catalog import Catalog
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.registry import Registry
+from bco_ray.storage.trials import Trials
 from bco_ray.web import errors as web_errors
 from bco_ray.web import openapi
 from bco_ray.web.access import NO_KEYS, Access, Audit, Keys, RequestRate, no_audit, require
@@ -86,7 +87,8 @@ def create_api(
     answering = Backend(catalog, ledger, metrics, tokens, settings.request_timeout_seconds)
     api.include_router(chat.router(answering), dependencies=[Depends(require("infer"))])
     api.include_router(feedback.router(ledger, metrics, tokens))
-    api.include_router(registry_routes.router(Registry(settings.storage or log.storage), more.audit))
+    registry = Registry(settings.storage or log.storage)
+    api.include_router(registry_routes.router(registry, more.audit, Trials(registry, log.engine).of))
     api.include_router(_models(catalog), dependencies=[Depends(require("infer"))])
     api.include_router(_operations(catalog, metrics))
     for router in more.routers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from types import EllipsisType
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -12,11 +13,12 @@ from fastapi import APIRouter, Depends, Path
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from bco_ray.errors import ConflictError, ModelError, StorageError
+from bco_ray.errors import ConflictError, GateError, ModelError, StorageError
 from bco_ray.serving.http import wire
 from bco_ray.serving.http.replies import RegisteredModel
 from bco_ray.storage.aliases import Aliases
 from bco_ray.storage.registry import ALIAS, NAME, ModelVersion, Registry, UnknownVersionError
+from bco_ray.storage.trials import Trial
 from bco_ray.web.access import Audit, Caller, no_audit, require
 from bco_ray.web.errors import ApiError
 from bco_ray.web.openapi import about
@@ -49,9 +51,10 @@ class Move(BaseModel):
 
 
 class Promotion(Move):
-    """Point the alias at a version."""
+    """Point the alias at a version. `force`: make it `prod` even if it does not pass its gate."""
 
     version: Version
+    force: bool = False
 
 
 class Rollback(Move):
@@ -70,29 +73,38 @@ READ = [Depends(require("read"))]
 Promoter = Annotated[Caller, Depends(require("promote"))]
 
 
-def router(registry: Registry, audit: Audit = no_audit) -> APIRouter:
+Watch = Callable[[str], Trial | None]
+"""The trial that a name's canary is."""
+
+
+def router(registry: Registry, audit: Audit = no_audit, trial_of: Watch = lambda _: None) -> APIRouter:
     """Reads and moves; whoever changes a name is answered with what it means then, once `audit` was told."""
     routes = APIRouter(prefix="/v1/registry/models", tags=["registry"])
 
+    def shown(name: str) -> wire.Json:
+        return _model(registry, name, trial_of)
+
     @routes.get("", dependencies=READ, **about("listRegisteredModels", "All models", page_of(RegisteredModel)))
     async def list_models() -> Response:
-        return JSONResponse(page(await _done(lambda: [_model(registry, name) for name in registry.names()])))
+        return JSONResponse(page(await _done(lambda: [shown(name) for name in registry.names()])))
 
     @routes.get(
         "/{name}", dependencies=READ,
         **about("retrieveRegisteredModel", "Versions, aliases and their moves", RegisteredModel, 404),
     )  # fmt: skip
     async def get_model(name: Name) -> Response:
-        return JSONResponse(await _done(_model, registry, name))
+        return JSONResponse(await _done(shown, name))
 
     @routes.post(
         "/{name}/promote",
         **about("promoteRegisteredModel", "Point an alias at a version", RegisteredModel, 404, 409),
     )
     async def promote(name: Name, body: Promotion, who: Promoter) -> Response:
-        was = await _done(registry.promote, name, body.version, body.alias, body.condition)
-        await _done(audit, who, "model.promote", name, alias=body.alias, version=body.version, was=was)
-        return JSONResponse(await _done(_model, registry, name))
+        move = partial(registry.promote, name, body.version, body.alias, body.condition, force=body.force)
+        was = await _done(move)
+        forced = await _done(_overridden, registry, name, body) if body.force and was != body.version else {}
+        await _done(audit, who, "model.promote", name, alias=body.alias, version=body.version, was=was, **forced)
+        return JSONResponse(await _done(shown, name))
 
     @routes.post(
         "/{name}/rollback",
@@ -101,7 +113,7 @@ def router(registry: Registry, audit: Audit = no_audit) -> APIRouter:
     async def rollback(name: Name, body: Rollback, who: Promoter) -> Response:
         version, was = await _done(registry.rollback, name, body.alias, body.condition)
         await _done(audit, who, "model.rollback", name, alias=body.alias, version=version, was=was)
-        return JSONResponse(await _done(_model, registry, name))
+        return JSONResponse(await _done(shown, name))
 
     @routes.post(
         "/{name}/canary",
@@ -110,7 +122,7 @@ def router(registry: Registry, audit: Audit = no_audit) -> APIRouter:
     async def canary(name: Name, body: CanaryShare, who: Promoter) -> Response:
         await _done(registry.set_canary, name, body.percent)
         await _done(audit, who, "model.canary", name, percent=body.percent)
-        return JSONResponse(await _done(_model, registry, name))
+        return JSONResponse(await _done(shown, name))
 
     return routes
 
@@ -121,6 +133,8 @@ async def _done(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.to_thread(work, *args, **kwargs)
     except ConflictError as error:
         raise ApiError(409, str(error), code="alias_moved", headers={"x-should-retry": "false"}) from None
+    except GateError as error:
+        raise ApiError(409, str(error), code="gate_refused", headers={"x-should-retry": "false"}) from None
     except UnknownVersionError as error:
         raise ApiError(404, str(error), code="model_not_found") from None
     except ModelError as error:
@@ -129,26 +143,55 @@ async def _done(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         raise ApiError(503, str(error), code="storage_unavailable", headers={"retry-after": "1"}) from None
 
 
-def _model(registry: Registry, name: str) -> wire.Json:
+def _overridden(registry: Registry, name: str, to: Promotion) -> wire.Json:
+    """What its gate had against the last such move."""
+    moves = (
+        m for m in reversed(registry.history(name)) if (m.get("alias"), m.get("version")) == (to.alias, to.version)
+    )
+    return {key: value for key, value in next(moves, {}).items() if key == "forced"}
+
+
+def _model(registry: Registry, name: str, trial_of: Watch) -> wire.Json:
     """Raises UnknownVersionError."""
     registry.resolve(name)
-    state = registry.state(name)
+    state, trial = registry.state(name), _trial(trial_of, name)
     return {
         "id": name,
         "object": "registry.model",
-        "versions": [_version(registry.get(name, number), state) for number in registry.versions(name)],
+        "versions": [_version(registry, registry.get(name, number), state) for number in registry.versions(name)],
         "aliases": state.aliases,
         "canary": asdict(state.canary) if state.canary else None,
+        "trial": trial,
         "generation": state.generation,
         "history": list(state.history),
     }
 
 
-def _version(version: ModelVersion, state: Aliases) -> wire.Json:
+def _version(registry: Registry, version: ModelVersion, state: Aliases) -> wire.Json:
     return {
         "id": version.reference,
         "object": "registry.version",
         "version": version.version,
         "aliases": [alias for alias, number in state.aliases.items() if number == version.version],
         **{key: version.lineage.get(key) for key in _SUMMARY},
+        "evaluations": len(registry.evaluations(version.name).numbers(version.version)),
+        "gate": _gate(registry, version),
     }
+
+
+def _trial(trial_of: Watch, name: str) -> wire.Json | None:
+    """None, too, where its policy cannot be read: the candidate's `gate` says why."""
+    try:
+        trial = trial_of(name)
+    except StorageError:
+        return None
+    return trial.as_json() if trial else None
+
+
+def _gate(registry: Registry, version: ModelVersion) -> wire.Json | None:
+    """What of it can be read: a damaged evaluation must not hide the rest of the registry."""
+    try:
+        reasons = registry.refusals(version.name, version.version)
+    except StorageError as error:
+        reasons = [str(error)]
+    return None if reasons is None else {"passes": not reasons, "reasons": reasons}

@@ -214,8 +214,15 @@ class FeedbackBatch(Page):
     rejected: int
 
 
+class Gate(Reply):
+    """Whether a version may become `prod`, and everything that is against it."""
+
+    passes: bool
+    reasons: list[str]
+
+
 class RegisteredVersion(Reply):
-    """A version and what it was made from."""
+    """A version and what it was made from. `evaluations`: how many there are. `gate`: null if it has none."""
 
     id: str
     object: Literal["registry.version"]
@@ -226,6 +233,8 @@ class RegisteredVersion(Reply):
     parent: str | None
     votes: dict[str, Any] | None
     evaluation: dict[str, Any] | None
+    evaluations: int
+    gate: Gate | None
 
 
 class Canary(Reply):
@@ -233,6 +242,32 @@ class Canary(Reply):
 
     alias: str
     percent: float
+
+
+class TrialSide(Reply):
+    """Thumbs on one version since the trial began, each person's first."""
+
+    model: str
+    ups: int
+    downs: int
+    up_rate: float | None
+
+
+class Bounds(Reply):
+    """From `low` to `high`."""
+
+    low: float
+    high: float
+
+
+class Trial(Reply):
+    """A canary against prod. `difference`: of the up-rates, may be looked at any time. `automatic`: it ends itself."""
+
+    candidate: TrialSide
+    prod: TrialSide
+    since: UnixSeconds
+    difference: Bounds
+    automatic: bool
 
 
 class RegisteredModel(Reply):
@@ -243,6 +278,7 @@ class RegisteredModel(Reply):
     versions: list[RegisteredVersion]
     aliases: dict[str, int]
     canary: Canary | None
+    trial: Trial | None
     generation: int
     history: list[dict[str, Any]]
 

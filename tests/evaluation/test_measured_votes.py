@@ -1,0 +1,103 @@
+"""All numbers about one model's rewards, and about two models' on the same votes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bco_ray.evaluation.heldout import reward_metrics
+from bco_ray.evaluation.votes import MOST_SOURCES, JudgedVotes, Settings, measure, named
+
+SETTINGS = Settings(beta=0.1, confidence=0.95, resamples=200, bins=10, seed=0)
+
+
+def made(rows: int, *, skill: float, seed: int = 0) -> JudgedVotes:
+    """Four votes per prompt; ups have rewards that are `skill` higher, and longer answers."""
+    random = np.random.default_rng(seed)
+    up_N = random.random(rows) < 0.6
+    return JudgedVotes(
+        reward_N=random.normal(size=rows) + skill * up_N - 1.0,
+        label_N=up_N,
+        logp_N=random.normal(size=rows) - 20,
+        tokens_N=random.integers(5, 50, rows) + 10 * up_N,
+        prompt_N=np.arange(rows) // 4,
+        source_N=named(pa.chunked_array([[("web", "app", None)[n % 3] for n in range(rows)]])),
+    )
+
+
+def test_the_numbers_are_those_of_training() -> None:
+    votes = made(800, skill=1.0)
+    found = measure(votes, -0.5, "run", SETTINGS).votes
+    known = reward_metrics(votes.reward_N, votes.label_N, delta=-0.5)
+    assert found.metrics["auc"].value == pytest.approx(known["eval_auc"])
+    assert found.metrics["accuracy"].value == pytest.approx(known["eval_rewards/accuracies"])
+    assert found.metrics["margin"].value == pytest.approx(known["eval_rewards/margins"])
+    assert found.by_class["up"].metrics["reward"].value == pytest.approx(known["eval_rewards/chosen"])
+    assert found.metrics["kl"].value == pytest.approx(-votes.reward_N.mean() / 0.1)
+    assert (found.rows, found.prompts, found.delta) == (800, 200, -0.5)
+    assert found.by_class["up"].rows + found.by_class["down"].rows == 800
+    assert sum(found.bars.up) == found.ups
+
+
+def test_the_reference_knows_nothing() -> None:
+    votes = made(400, skill=1.0).at_reference(0.1)
+    found = measure(votes, votes.own_delta, "votes", SETTINGS).votes
+    for name, value in (("auc", 0.5), ("accuracy", 0.5), ("balanced_accuracy", 0.5), ("margin", 0), ("brier", 0.25),
+                        ("ece", 0), ("kl", 0)):  # fmt: skip
+        assert found.metrics[name].value == pytest.approx(value, abs=1e-12), name
+
+
+def test_every_interval_holds_its_value() -> None:
+    found = measure(made(800, skill=1.0), -0.5, "run", SETTINGS).votes
+    groups = [found.metrics, *(g.metrics for g in [*found.by_class.values(), *found.by_source.values()])]
+    for metrics in groups:
+        for name, estimate in metrics.items():
+            assert estimate.value is not None
+            assert estimate.low is not None
+            assert estimate.high is not None
+            assert estimate.low < estimate.high, name
+            assert name == "ece" or estimate.low <= estimate.value <= estimate.high, name
+
+
+def test_sources_are_named_and_limited() -> None:
+    votes = made(400, skill=1.0)
+    assert set(measure(votes, 0.0, "votes", SETTINGS).votes.by_source) == {"web", "app", "(none)"}
+    many = replace(votes, source_N=named(pa.chunked_array([[f"s{n % 50}" for n in range(400)]])))
+    assert len(measure(many, 0.0, "votes", SETTINGS).votes.by_source) == MOST_SOURCES
+
+
+def test_two_models_are_compared_on_the_same_draws() -> None:
+    good = made(800, skill=1.0)
+    same = replace(good, reward_N=good.reward_N * 2)
+    noisy = replace(good, reward_N=good.reward_N + np.random.default_rng(9).normal(size=800))
+    measured = {name: measure(votes, votes.own_delta, "votes", SETTINGS) for name, votes in
+                {"good": good, "same": same, "noisy": noisy}.items()}  # fmt: skip
+    nothing = measured["good"].less(measured["same"], 0.95)["auc"]
+    assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
+    better = measured["good"].less(measured["noisy"], 0.95)["auc"]
+    assert better.low is not None
+    assert better.low > 0
+    assert good.same_rows(noisy)
+    assert not good.same_rows(replace(good, prompt_N=good.prompt_N + 1))
+
+
+def test_one_class_and_no_rows_at_all() -> None:
+    votes = made(40, skill=0.0)
+    ups = replace(votes, label_N=np.ones(40, bool))
+    found = measure(ups, ups.own_delta, "votes", SETTINGS).votes
+    assert (found.metrics["auc"].value, found.metrics["margin"].value, found.reliability) == (None, None, [])
+    assert found.metrics["accuracy"].value is not None
+    empty = JudgedVotes(*(column[:0] for column in votes.__dict__.values()))  # type: ignore[arg-type]
+    assert measure(empty, 0.0, "votes", SETTINGS).votes.rows == 0
+
+
+def test_a_hundred_thousand_votes_take_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed, not asserted: a shared machine is no stopwatch."""
+    began = time.perf_counter()
+    measure(made(100_000, skill=0.5), 0.0, "run", replace(SETTINGS, resamples=20))
+    with capsys.disabled():
+        print(f" 100,000 votes, 20 resamples: {time.perf_counter() - began:.1f} s ", end="")  # noqa: T201

@@ -1,0 +1,98 @@
+"""Whom a version is compared with, and by which delta its rewards are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bco_ray.config import dump_spec, parse_spec
+from bco_ray.errors import SpecError
+from bco_ray.objective import RewardShift
+from bco_ray.objective.shift import ShiftSums
+from bco_ray.pipeline.contenders import contenders
+from bco_ray.pipeline.resolve import ResolvedJob, resolve
+from bco_ray.storage import files
+from bco_ray.storage.registry import ModelVersion, Registry
+from bco_ray.testing.tiny import write_tiny_model
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> ResolvedJob:
+    write_tiny_model(tmp_path / "base")
+    (tmp_path / "votes.jsonl").write_text(json.dumps({"prompt": "q", "completion": "a", "label": True}) + "\n")
+    return resolve(spec(tmp_path))
+
+
+def spec(root: Path, **changes: Any) -> Any:
+    values = {
+        "name": "bot", "model": {"base": str(root / "base")}, "output": {"storage": str(root / "runs")},
+        "data": {"feedback": str(root / "votes.jsonl"), "validation": 0.2}, **changes,
+    }  # fmt: skip
+    return parse_spec(values, where="test")
+
+
+def registered(job: ResolvedJob, seed: int, **lineage: Any) -> ModelVersion:
+    """With a run that ended at delta -1, unless it says otherwise."""
+    model = write_tiny_model(job.storage / f"model-{seed}", seed=seed)
+    run = job.storage / "runs" / f"run-{seed}"
+    validation, beta = lineage.pop("validation", 0.2), lineage.pop("beta", 0.1)
+    trained = spec(job.storage.parent, data={"feedback": "f", "validation": validation}, objective={"beta": beta})
+    files.write_bytes(run / "spec.resolved.yaml", dump_spec(trained).encode())
+    state = RewardShift(half_life_rows=512).advance(ShiftSums(1.0, 1.0, -3.0, 1.0)).state_dict()
+    files.write_json(run / "outcome.json", {"shift": state})
+    made = {"run": run.name, "scored": "elsewhere", "reference_fingerprint": job.reference_fingerprint, **lineage}
+    return Registry(job.storage).register("bot", model, made)
+
+
+def test_the_base_and_what_is_live(job: ResolvedJob) -> None:
+    first, second = registered(job, 1), registered(job, 2)
+    model, others = contenders(job, second, ())
+    assert (model.name, model.role, model.is_reference, model.delta) == ("bot/2", None, False, -1.0)
+    assert [(c.name, c.role, c.is_reference, c.delta) for c in others] == [
+        (str(job.storage.parent / "base"), "base", True, None)
+    ]
+    Registry(job.storage).promote("bot", 1)
+    assert [(c.name, c.role) for c in contenders(job, second, ())[1]][1] == ("bot/1", "live")
+    assert [c.role for c in contenders(job, first, ())[1]] == ["base"]  # it is live itself
+
+
+def test_those_that_are_named_and_each_once(job: ResolvedJob) -> None:
+    registered(job, 1)
+    second = registered(job, 2)
+    named = contenders(job, second, ["bot/1", "bot/1", "bot/2", str(job.storage / "model-1")])[1]
+    assert [(c.name, c.role) for c in named] == [("bot/1", "named"), (str(job.storage / "model-1"), "named")]
+    with pytest.raises(SpecError, match=r"--against: bot/2: that is bot/2 itself"):
+        contenders(job, second, ["bot/2"])
+
+
+def test_a_model_of_other_tokens_is_refused(job: ResolvedJob) -> None:
+    other = write_tiny_model(job.storage / "other", vocab=290)
+    with pytest.raises(SpecError, match=r"other: its vocabulary is not that of"):
+        contenders(job, registered(job, 1), [str(other)])
+
+
+@pytest.mark.parametrize(
+    ("lineage", "delta", "note"),
+    [
+        ({}, -1.0, None),
+        ({"validation": 0.5}, -1.0, None),
+        ({"validation": 0.1}, -1.0, "trained with data.validation 0.1, less than the 0.2 here"),
+        ({"beta": 0.5}, None, None),
+        ({"reference_fingerprint": "another"}, None, None),
+        ({"run": "gone"}, None, "its run is not in this storage"),
+    ],
+)
+def test_how_its_numbers_are_to_be_read(
+    job: ResolvedJob, lineage: dict[str, Any], delta: float | None, note: str | None
+) -> None:
+    model = contenders(job, registered(job, 1, **lineage), ())[0]
+    assert model.delta == delta
+    assert model.note is None if note is None else note in (model.note or "")
+
+
+def test_votes_it_was_trained_without_need_no_note(job: ResolvedJob) -> None:
+    model = contenders(job, registered(job, 1, scored=job.scored_directory.name, validation=0.0), ())[0]
+    assert model.note is None

@@ -1,0 +1,139 @@
+"""A canary is a trial: whose thumbs count since when, and what the policy makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bco_ray.config.gate import CanaryPolicy
+from bco_ray.storage import aliases
+from bco_ray.storage.feedback_log import Choice, Completion, FeedbackLog, Vote
+from bco_ray.storage.registry import Registry
+from bco_ray.storage.sequential import Thumbs
+from bco_ray.storage.thumbs import thumbs_since
+from bco_ray.storage.trials import Trial, Trials
+
+NUMBERS = count()
+
+
+def vote(log: FeedbackLog, model: str, label: bool | None, user: str | None = None, at: float = 5000.0) -> str:
+    """On a new answer, whose id is returned."""
+    answer = Completion(
+        id=f"chatcmpl-{next(NUMBERS)}", created_at=at, model=model, system_fingerprint="fp", messages=[],
+        prompt_ids=[], choices=[Choice("a", [4], "stop")], sampling={},
+    )  # fmt: skip
+    log.add_completion(answer)
+    log.add_vote(Vote(response_id=answer.id, label=label, user=user))
+    return answer.id
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> FeedbackLog:
+    return FeedbackLog.open(tmp_path)
+
+
+def test_each_person_counts_once_per_version_and_the_nameless_each_time(log: FeedbackLog) -> None:
+    for label in (True, False, False):
+        vote(log, "bot/1", label, "ann")  # the first one counts
+    vote(log, "bot/2", False, "ann")
+    for label in (True, True, False):
+        vote(log, "bot/2", label)
+    changed = vote(log, "bot/1", True, "ben")
+    log.add_vote(Vote(response_id=changed, label=False, user="ben"))  # as it stands now
+    withdrawn = vote(log, "bot/1", True, "eve")
+    log.add_vote(Vote(response_id=withdrawn, label=None, user="eve"))
+    vote(log, "bot/1", True, "old", at=10.0)
+    vote(log, "bot/3", True)
+    assert thumbs_since(log.engine, ("bot/1", "bot/2"), 1000.0) == {"bot/1": Thumbs(1, 1), "bot/2": Thumbs(2, 2)}
+    assert thumbs_since(log.engine, ("bot/9",), 1000.0) == {"bot/9": Thumbs()}
+
+
+def test_votes_from_before_it_began_are_not_even_read(log: FeedbackLog) -> None:
+    vote(log, "bot/1", True, at=9e9)  # its vote is of now
+    assert thumbs_since(log.engine, ("bot/1",), 8e9) == {"bot/1": Thumbs()}
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    (tmp_path / "m").mkdir()
+    found = Registry(tmp_path)
+    for run in "abc":
+        found.register(
+            "bot", tmp_path / "m", {"run": run, "gate": {"canary": {"min_votes": 5}} if run == "b" else None}
+        )
+    return found
+
+
+def test_a_trial_needs_a_canary_and_a_prod_that_is_another(log: FeedbackLog, registry: Registry) -> None:
+    trials = Trials(registry, log.engine)
+    registry.promote("bot", 2, "candidate")
+    registry.set_canary("bot", 10)
+    assert trials.of("bot") is None
+    registry.promote("bot", 1)
+    trial = trials.of("bot")
+    assert trial is not None
+    assert (trial.candidate, trial.prod, trial.policy) == (2, 1, CanaryPolicy(min_votes=5))
+    registry.promote("bot", 3, "candidate")
+    found = trials.of("bot")
+    assert found is not None
+    assert (found.candidate, found.policy) == (3, None)
+    registry.set_canary("bot", 0)
+    assert trials.of("bot") is None
+
+
+def test_it_began_when_both_versions_were_what_they_are(
+    log: FeedbackLog, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at: dict[str, int] = {}
+    for moment, (name, step) in enumerate([
+        ("prod", lambda: registry.promote("bot", 1)), ("candidate", lambda: registry.promote("bot", 2, "candidate")),
+        ("began", lambda: registry.set_canary("bot", 5)), ("grown", lambda: registry.set_canary("bot", 50)),
+        ("else", lambda: registry.promote("bot", 3, "spare")),
+    ]):  # fmt: skip
+        at[name] = 1000 + moment
+        monkeypatch.setattr(aliases, "time", lambda: float(at[name]))  # noqa: B023
+        step()
+    trials = Trials(registry, log.engine)
+    assert trials.of("bot").since == at["began"]  # type: ignore[union-attr]
+    monkeypatch.setattr(aliases, "time", lambda: 2000.0)
+    registry.promote("bot", 3, "candidate")
+    assert trials.of("bot").since == 2000  # type: ignore[union-attr]
+
+
+def trial(on_candidate: Thumbs, on_prod: Thumbs, **policy: Any) -> Trial:
+    return Trial("bot", 2, 1, 1000.0, 3, on_candidate, on_prod, CanaryPolicy(**policy))
+
+
+GOOD, BAD = Thumbs(190, 10), Thumbs(20, 180)
+
+
+@pytest.mark.parametrize(
+    ("found", "days", "verdict", "why"),
+    [
+        (trial(GOOD, BAD), 1, "promote", "after 200 and 200 votes, above 0"),
+        (trial(BAD, GOOD), 1, "end", "below 0"),
+        (trial(GOOD, GOOD), 1, "wait", "after 200"),
+        (trial(GOOD, GOOD), 15, "end", "undecided after 14 days"),
+        (trial(GOOD, GOOD, max_days=None), 99, "wait", ""),
+        (trial(GOOD, GOOD, promote_at=-0.2, rollback_at=-0.2), 1, "promote", "above -0.2"),
+        (trial(GOOD, BAD, min_votes=300), 1, "wait", ""),
+        (trial(GOOD, BAD, promote_at=None), 1, "wait", ""),
+        (trial(BAD, GOOD, rollback_at=None), 1, "wait", ""),
+        (replace(trial(GOOD, BAD), policy=None), 99, "wait", "no policy"),
+    ],
+)
+def test_the_verdict(found: Trial, days: float, verdict: str, why: str) -> None:
+    said, because = found.verdict(1000 + days * 86400)
+    assert said == verdict
+    assert why in because
+
+
+def test_as_it_is_shown() -> None:
+    shown = trial(Thumbs(3, 1), Thumbs()).as_json()
+    assert shown["candidate"] == {"model": "bot/2", "ups": 3, "downs": 1, "up_rate": 0.75}
+    assert shown["prod"]["up_rate"] is None
+    assert (shown["difference"], shown["since"], shown["automatic"]) == ({"low": -1.0, "high": 1.0}, 1000, True)
