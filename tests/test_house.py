@@ -29,18 +29,11 @@ RUNG = {
 }  # fmt: skip
 
 DOORS = {
-    "ray.data": {
-        "feedback/lines",
-        "feedback/records",
-        "scoring/score",
-        "evaluation/heldout",
-        "pipeline/cluster",
-        "training/room",
-    },
+    "ray.data": {"feedback/lines", "feedback/records", "scoring/score", "evaluation/heldout", "pipeline/cluster"},
     "ray.train": {"training/launch"},
     "ray.serve": {"serving/app", "serving/server", "serving/model", "serving/fleet", "serving/remote", "service/app"},
     "ray.job_submission": {"control/ray_jobs"},
-    "ray.util": {"telemetry/meters"},
+    "ray.util": {"telemetry/meters", "training/room"},
     "opentelemetry": {"telemetry/traces"},
     "prometheus_client": {"serving/metrics"},
     "alembic": {
