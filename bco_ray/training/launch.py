@@ -182,6 +182,7 @@ def _symptoms(error: Exception) -> list[Symptom]:
 
 
 def _symptom(rank: int, failure: Exception) -> Symptom:
+    failure = getattr(failure, "health_check_failure", failure)  # what Ray Train met when it asked how the worker is
     text = str(failure)
     if isinstance(failure, ray.exceptions.RayActorError) or _EXIT.search(text):
         return Symptom("", f"its process is gone: {_exit_of(text)}", rank, time.time(), _kind_of_loss(failure))
