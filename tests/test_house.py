@@ -36,12 +36,11 @@ DOORS = {
         "evaluation/heldout",
         "evaluation/answering",
         "pipeline/cluster",
-        "training/room",
     },
     "ray.train": {"training/launch"},
     "ray.serve": {"serving/app", "serving/server", "serving/model", "serving/fleet", "serving/remote", "service/app"},
     "ray.job_submission": {"control/ray_jobs"},
-    "ray.util": {"telemetry/meters"},
+    "ray.util": {"telemetry/meters", "training/room"},
     "opentelemetry": {"telemetry/traces"},
     "prometheus_client": {"serving/metrics"},
     "alembic": {

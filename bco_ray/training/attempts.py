@@ -78,7 +78,7 @@ class Limits:
 class Attempts:
     """`start` starts a group of so many workers; `room` counts workers that could be started now beside them.
 
-    `ask` asks for a cluster with room for so many more, for as long as it is asked again; 0: no more.
+    `ask` has the cluster keep room for so many more, which is counted in `room`; 0 gives it up.
     """
 
     def __init__(
@@ -128,6 +128,7 @@ class Attempts:
             stopping.withdraw(self._run)
             self._journal.write("attempt", workers=workers)
             self._say_if_waiting(workers)
+            self._ask(0)  # or what is kept for more of them would be in their own way
             ended = self._see_through(self._start(self._setup, workers), workers, began)
             if isinstance(ended, Finished) and not ended.stopped:
                 return ended.state
@@ -138,9 +139,12 @@ class Attempts:
 
     def _see_through(self, group: Group, workers: int, began: Mark) -> Finished | Failed:
         look_at = time.monotonic() + self._resize_seconds
+        wants_more = workers < self._limits.most
         try:
             while not group.wait(POLL_SECONDS):
-                self._ask(self._limits.most - workers)
+                if wants_more and self._has(began, "training"):  # not before: they would take its own places
+                    wants_more = False
+                    self._ask(self._limits.most - workers)
                 if workers < self._limits.most and time.monotonic() > look_at:
                     look_at = time.monotonic() + self._resize_seconds
                     self._grow_if_possible(workers, began)

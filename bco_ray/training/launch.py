@@ -28,7 +28,7 @@ from bco_ray.telemetry import configure_logging
 from bco_ray.training.attempt import StaleAttemptError
 from bco_ray.training.attempts import Attempts, Failed, Finished, Limits
 from bco_ray.training.failures import Kind, Symptom
-from bco_ray.training.room import MoreWorkers, Resources, room_for
+from bco_ray.training.room import Places, Resources, room_for
 from bco_ray.training.setup import TrainSetup
 from bco_ray.training.stopping import stop_on_sigterm
 from bco_ray.training.watchdog import collective_seconds
@@ -55,8 +55,8 @@ def run_training(
         return FitGroup(setup, workers, resources_per_worker)
 
     limits = Limits(least, most, max_failures, RESIZE_SECONDS)
-    more = MoreWorkers(files.path_of(setup.run).name, resources_per_worker)
-    return Attempts(setup, limits, start, lambda: room_for(resources_per_worker), ask=more.ask).run()
+    places = Places(resources_per_worker)
+    return Attempts(setup, limits, start, lambda: room_for(resources_per_worker) + places.held(), ask=places.ask).run()
 
 
 @dataclass
@@ -184,6 +184,7 @@ def _symptoms(error: Exception) -> list[Symptom]:
 
 
 def _symptom(rank: int, failure: Exception) -> Symptom:
+    failure = getattr(failure, "health_check_failure", failure)  # what Ray Train met when it asked how the worker is
     text = str(failure)
     if isinstance(failure, ray.exceptions.RayActorError) or _EXIT.search(text):
         return Symptom("", f"its process is gone: {_exit_of(text)}", rank, time.time(), _kind_of_loss(failure))

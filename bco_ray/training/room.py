@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import time
-import uuid
-from collections.abc import Callable
-from typing import Any
-
 import ray
-from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator, ResourceRequestPriority
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from bco_ray.telemetry import logger
 
 Resources = dict[str, float]
-
-RENEW_SECONDS = 20.0
-FORGOTTEN_SECONDS = 180.0
-"""A request that nobody renews for so long is no more: that of a driver that was killed. Ray Train's own figure."""
 
 
 def room_for(resources_per_worker: Resources) -> int:
@@ -32,37 +22,31 @@ def _fitting(there: dict[str, float], needed: Resources) -> int:
     return int(min(there.get(name, 0) // count for name, count in needed.items())) if needed else 0
 
 
-class MoreWorkers:
-    """Asks for machines for the workers that an elastic run does not have yet: a group asks for its own alone.
+class Places:
+    """Places for workers that an elastic run does not have yet: a group asks for its own alone.
 
-    Through Ray's own coordinator, as Ray Train and Ray Data do: it adds up what everybody on the cluster asks for,
-    where `ray.autoscaler.sdk.request_resources` knows one request per cluster, the last. It is internal to Ray 2.60;
-    tests/faults/test_autoscaling.py would miss it.
+    Each is a placement group of its own. While it waits the autoscaler sees it; when it has a place, that is kept until
+    the run grows into it. They end with the driver, and take nothing from others that a worker would not take. (Ray
+    Train's way, its coordinator, sets aside what is asked for: another job's Ray Data ran one task at a time.)
     """
 
-    def __init__(self, run: str, resources_per_worker: Resources, open_: Callable[[str], Any] | None = None) -> None:
+    def __init__(self, resources_per_worker: Resources) -> None:
         self._resources = {name: count for name, count in resources_per_worker.items() if count > 0}
-        self._coordinator = (open_ or DefaultAutoscalingCoordinator)(f"bco-{run}-{uuid.uuid4().hex[:6]}")
-        self._asked = 0
-        self._renew_at = -math.inf
+        self._groups: list[PlacementGroup] = []
 
     def ask(self, workers: int) -> None:
-        """For so many, until it is called again; 0 withdraws it. Cheap to call often: sent when it changes or ages."""
-        if workers == self._asked and (workers == 0 or time.monotonic() < self._renew_at):
-            return
+        """For so many in all; what is more than that is given back."""
         try:
-            self._send(workers)
-        except ray.exceptions.RayError as error:  # it would be forgotten anyway, or is asked again
+            while len(self._groups) > workers:
+                remove_placement_group(self._groups[-1])
+                self._groups.pop()
+            while len(self._groups) < workers:
+                self._groups.append(placement_group([self._resources]))
+        except ray.exceptions.RayError as error:  # the cluster is in trouble, and whoever trains will say so
             logger.debug("asking for room for %d more workers: %s", workers, error)
-            return
-        self._asked, self._renew_at = workers, time.monotonic() + RENEW_SECONDS
 
-    def _send(self, workers: int) -> None:
-        """Whoever needs room now comes first: this is for what may come."""
-        if workers == 0:
-            self._coordinator.cancel_request()
-            return
-        self._coordinator.request_resources(
-            resources=[self._resources] * workers, expire_after_s=FORGOTTEN_SECONDS,
-            priority=ResourceRequestPriority.LOW,
-        )  # fmt: skip
+    def held(self) -> int:
+        """How many of them are there by now, on nodes that will stay."""
+        leaving = ray._private.state.state.get_draining_nodes() if self._groups else {}
+        tables = (placement_group_table(group) for group in self._groups)
+        return sum(one["state"] == "CREATED" and one["bundles_to_node_id"][0] not in leaving for one in tables)

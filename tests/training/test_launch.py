@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import ray
 import ray.train
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from bco_ray.training import launch
 from bco_ray.training.failures import cause_of
@@ -37,6 +39,14 @@ def test_a_process_that_is_gone_is_told_without_guesses() -> None:
     assert found.message == (
         "worker 1: its process is gone: SYSTEM_ERROR, Worker unexpectedly exits with code 2. End of file"
     )
+
+
+def test_a_worker_that_could_not_be_asked_is_gone_too() -> None:
+    """Of a node that was killed Ray may know no more, on a busy machine, than that the actor does not answer."""
+    away = ray.exceptions.ActorUnavailableError("The actor is unavailable: RpcError", b"\0" * 16)
+    found = cause(r0=WorkerHealthCheckFailedError("A worker health check failed.", away))
+    assert found.kind == "lost"
+    assert found.message.startswith("worker 0: its process is gone: The actor ")
 
 
 def test_what_rays_memory_monitor_ended_was_short_of_memory() -> None:

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from bco_ray.training import room
-from bco_ray.training.room import MoreWorkers
+from bco_ray.training.room import Places
 
 
 def test_room_is_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,65 +21,59 @@ def test_room_is_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert room.room_for({"CPU": 4, "GPU": 1}) == 0
 
 
-class Coordinator:
-    """Ray's, as far as it is used."""
+class Groups:
+    """Ray's placement groups: `made` that are not removed, with their states."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.heard: list[Any] = []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: dict[int, str] = {}
+        self.bundles: list[dict[str, float]] = []
         self.down = False
+        monkeypatch.setattr(room, "placement_group", self.make)
+        monkeypatch.setattr(room, "remove_placement_group", lambda group: self.made.pop(group))
+        monkeypatch.setattr(room, "placement_group_table", self.table)
+        monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: {"going": 0})
 
-    def request_resources(self, *, resources: Any, **_: Any) -> None:
-        self._hear(resources)
+    def table(self, group: int) -> dict[str, Any]:
+        state, _, node = self.made[group].partition(" on ")
+        return {"state": state, "bundles_to_node_id": {0: node}}
 
-    def cancel_request(self) -> None:
-        self._hear("withdrawn")
-
-    def _hear(self, what: Any) -> None:
+    def make(self, bundles: list[dict[str, float]]) -> int:
         if self.down:
             raise ray.exceptions.RayError("no head")
-        self.heard.append(what)
+        self.bundles += bundles
+        self.made[len(self.bundles)] = "PENDING"
+        return len(self.bundles)
 
 
 @pytest.fixture
-def more() -> MoreWorkers:
-    return MoreWorkers("spot", {"CPU": 4, "GPU": 1, "TPU": 0}, Coordinator)
+def groups(monkeypatch: pytest.MonkeyPatch) -> Groups:
+    return Groups(monkeypatch)
 
 
-def test_it_is_asked_for_what_is_missing_and_not_for_what_is_known(more: MoreWorkers) -> None:
-    for workers in (0, 2, 2, 1, 0, 0):
-        more.ask(workers)
-    worker = {"CPU": 4, "GPU": 1}
-    assert more._coordinator.heard == [[worker] * 2, [worker], "withdrawn"]
+def test_one_place_is_asked_for_each_worker_and_given_back(groups: Groups) -> None:
+    places = Places({"CPU": 4, "GPU": 1, "TPU": 0})
+    for workers, made in ((0, 0), (3, 3), (3, 3), (1, 1), (2, 2), (0, 0), (0, 0)):
+        places.ask(workers)
+        assert len(groups.made) == made
+    assert groups.bundles == [{"CPU": 4, "GPU": 1}] * 4
 
 
-def test_two_runs_of_one_name_do_not_take_each_others_place(more: MoreWorkers) -> None:
-    assert MoreWorkers("spot", {}, Coordinator)._coordinator.name != more._coordinator.name
+def test_what_has_come_is_counted(groups: Groups) -> None:
+    places = Places({"CPU": 1})
+    places.ask(3)
+    assert places.held() == 0
+    groups.made |= {1: "CREATED on a", 3: "CREATED on b"}
+    assert places.held() == 2
+    groups.made[3] = "CREATED on going"
+    assert places.held() == 1
+    groups.made[3] = "RESCHEDULING"  # the node is gone
+    assert places.held() == 1
 
 
-def test_a_request_is_renewed_before_it_is_forgotten(more: MoreWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
-    more.ask(1)
-    now = room.time.monotonic()
-    monkeypatch.setattr(room.time, "monotonic", lambda: now + room.RENEW_SECONDS)
-    more.ask(1)
-    assert len(more._coordinator.heard) == 2
-    assert 3 * room.RENEW_SECONDS < room.FORGOTTEN_SECONDS
-
-
-def test_what_was_not_heard_is_said_again(more: MoreWorkers) -> None:
-    more._coordinator.down = True
-    more.ask(1)
-    more._coordinator.down = False
-    more.ask(1)
-    assert len(more._coordinator.heard) == 1
-
-
-def test_rays_coordinator_takes_these_arguments() -> None:
-    """A run asks by a name, at any time, and Ray sends nothing before it has an actor."""
-    heard: list[Any] = []
-    actor: Any = type("Actor", (), {})()
-    actor.request_resources = type("Method", (), {"remote": lambda _, **said: heard.append(said)})()
-    more = MoreWorkers("spot", {"CPU": 1}, lambda name: room.DefaultAutoscalingCoordinator(name, actor))
-    more.ask(2)
-    assert heard[0]["resources"] == [{"CPU": 1}] * 2
-    assert heard[0]["requester_id"].startswith("bco-spot-")
+def test_a_cluster_in_trouble_is_asked_again_another_time(groups: Groups) -> None:
+    places = Places({"CPU": 1})
+    groups.down = True
+    places.ask(1)
+    groups.down = False
+    places.ask(1)
+    assert len(groups.made) == 1
