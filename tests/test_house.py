@@ -64,8 +64,10 @@ DOORS = {
     "fastapi": {
         "control/http/estimate_routes",
         "control/http/audit_routes",
+        "control/http/data_routes",
         "control/http/files_routes",
         "control/http/job_routes",
+        "control/http/schema_routes",
         "control/http/trail_routes",
         "control/http/webhook_routes",
         "serving/app",

@@ -195,6 +195,15 @@ class Feedback(Reply):
     metadata: dict[str, JsonValue]
 
 
+class VoteCount(Reply):
+    """Votes that stand on the answers of a version, which `id` names."""
+
+    id: str
+    object: Literal["feedback.count"]
+    up: int
+    down: int
+
+
 class LineResult(Reply):
     """What became of a line: `status` as the vote alone would have been answered."""
 
