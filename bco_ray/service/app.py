@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from bco_ray.console import routes as console_routes
 from bco_ray.control.archive import Archive
 from bco_ray.control.audit import AuditLog
 from bco_ray.control.delivering import Deliverer
@@ -85,7 +86,7 @@ class FullGateway(Gateway):
 
 
 def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore, meters: Meters = NoMeters()) -> Extension:
-    """The job service's routes over these stores."""
+    """The job service's routes over these stores, and the console."""
     read, submit, upload = (require(action) for action in ("read", "submit", "upload"))
     files = FileStore(engine, args.storage / "files")
     webhooks, log = WebhookStore(engine), AuditLog(engine)
@@ -98,6 +99,7 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore, meters: Mete
         data_routes.router(service, summarize=summarized, caller=read, submit=submit),
         webhook_routes.router(webhooks, caller=submit, allow_private=args.private_webhooks),
         audit_routes.router(log, caller=require("audit")),
+        console_routes.router(),
     ]
     larger = {"/v1/files": files_routes.MAX_UPLOAD_BYTES, "/v1/fine_tuning/jobs": job_routes.MAX_BODY_BYTES}
     return Extension(routers, job_routes.as_api_error, larger, partial(write_down, log))

@@ -145,6 +145,7 @@ class Site:
             "path.webhook_id": [self.post("/v1/webhooks", json=hook) for _ in range(9)],
             "path.job_id": [self.job() for _ in range(9)],
             "path.name": ["m"],
+            "path.file": ["icon.svg"],
             "body.version": [1, 2],
             "body.alias": ["prod", "candidate"],
         }

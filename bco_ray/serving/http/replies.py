@@ -256,14 +256,6 @@ class RegisteredModel(Reply):
     history: list[dict[str, Any]]
 
 
-class Index(Reply):
-    """Where to look next."""
-
-    service: Literal["bco-ray"]
-    models: list[str]
-    routes: list[str]
-
-
 class Alive(Reply):
     """The process answers."""
 
