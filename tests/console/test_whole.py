@@ -97,7 +97,8 @@ def asked(page: Any, url: str) -> str:
     page.get_by_label("Version").select_option("bot")
     if page.get_by_role("button", name="New conversation").count():
         page.get_by_role("button", name="New conversation").click()
-    page.get_by_text("System prompt and sampling").click()
+    if not page.get_by_label("Tokens at most").is_visible():
+        page.get_by_text("System prompt and sampling").click()
     page.get_by_label("Tokens at most").fill("4")
     page.get_by_label("Your message").fill("question 1?")
     page.get_by_role("button", name="Send").click()
