@@ -77,6 +77,7 @@ def test_pause_resume_cancel_retry(site: Any, new_page: Callable[..., Any]) -> N
         status(page, then)
     before = page.url
     page.get_by_role("button", name="Retry", exact=True).click()
+    page.get_by_role("dialog").wait_for()
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="detached")
     assert page.evaluate("document.activeElement.textContent") == "Retry"

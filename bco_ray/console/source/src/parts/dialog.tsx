@@ -1,7 +1,7 @@
 /** A question that has to be answered first. The browser keeps the focus inside, and Escape is no. */
 
 import type { ComponentChildren } from "preact";
-import { useEffect, useId, useRef, useState } from "preact/hooks";
+import { useId, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { inWords } from "../api.ts";
 import { Trouble } from "./basics.tsx";
 
@@ -19,7 +19,7 @@ export function Confirm({ title, children, yes, danger, onYes, onClose }: Questi
   const id = useId();
   const [error, setError] = useState<string | null>(null);
   const [busy, setBusy] = useState(false);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const before = document.activeElement as HTMLElement | null;
     const shown = dialog.current;
     shown?.showModal();
