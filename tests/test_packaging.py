@@ -88,8 +88,8 @@ def test_the_wheel_is_the_package_and_nothing_else(built: Built) -> None:
 def test_pages_migrations_and_types_are_package_files() -> None:
     files = package_files()
     assert {"bco_ray/py.typed", "bco_ray/pipeline/report.html", "bco_ray/storage/migrations/env.py"} <= files
-    assert "bco_ray/console/static/index.html" in files
-    kinds = {".py", ".html", ".typed", ".js", ".css", ".svg"}
+    assert {"bco_ray/console/static/index.html", "bco_ray/console/static/licenses.txt"} <= files
+    kinds = {".py", ".html", ".typed", ".js", ".css", ".svg", ".txt"}
     assert {Path(file).suffix for file in files} == kinds, "new kinds go into package-data, too"
 
 

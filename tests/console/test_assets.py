@@ -97,3 +97,10 @@ def test_the_parts_without_a_page() -> None:
     """Vitest's, of the sources."""
     done = subprocess.run(["npm", "test"], cwd=SOURCE, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_libraries_in_it_come_with_their_licences() -> None:
+    """By the versions that were built in."""
+    told = (STATIC / "licenses.txt").read_text()
+    for name, version in json.loads((SOURCE / "package.json").read_text())["dependencies"].items():
+        assert f"--- {name} {version} ---" in told
