@@ -1,12 +1,13 @@
 # make demo   the whole loop on this machine          make test   ruff, mypy --strict, every test
 # make install  only .venv                            make lint   ruff and mypy
 # make soak   more than a hundred kills over the whole loop, its counts in benchmarks/results/soak.json
+# make console   the page, built from its sources by Node (22 or 20); what it makes is committed
 # make release-check   the wheel, built, looked at, installed into an empty environment, and the demo run from there
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak release-check lint install constraints clean
+.PHONY: demo test soak console release-check lint install constraints clean
 
 demo: install
 	$(BIN)/bco demo $(ARGS)
@@ -16,6 +17,9 @@ test: lint
 
 soak: install
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+console:
+	cd bco_ray/console/source && npm ci --no-audit --no-fund && npm run build && npm test
 
 release-check: install
 	PYTHON=$(PYTHON) VENV=$(abspath $(VENV)) .ci/release-check

@@ -95,7 +95,7 @@ def _parameter(said: _Types, parameter: Json) -> str:
 
 
 def _who(operation: Json) -> str:
-    if (needs := operation.get("security")) is None:
+    if not (needs := operation.get("security")):
         return "open"
     actions = {action for need in needs for action in need.get("api_key", ())}
     role = next((role for role, may in ROLES.items() if actions & set(may)), "any")

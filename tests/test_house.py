@@ -24,7 +24,7 @@ RUNG = {
     "objective": 1, "text": 1, "storage": 1,
     "models": 2, "web": 2, "testing": 3,
     "feedback": 3, "scoring": 3, "training": 3, "evaluation": 3, "serving": 3, "control": 3,
-    "nodes": 3,
+    "nodes": 3, "console": 3,
     "pipeline": 4, "service": 4, "demo": 5, "cli": 6,
 }  # fmt: skip
 
@@ -70,10 +70,13 @@ DOORS = {
         "serving/engines/batching/network",
     },
     "fastapi": {
+        "console/routes",
         "control/http/estimate_routes",
         "control/http/audit_routes",
+        "control/http/data_routes",
         "control/http/files_routes",
         "control/http/job_routes",
+        "control/http/schema_routes",
         "control/http/trail_routes",
         "control/http/webhook_routes",
         "serving/app",

@@ -30,7 +30,17 @@ ROOT = Path(__file__).parents[1]
 NAME = f"bco_ray-{bco_ray.__version__}"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IGNORED = shutil.ignore_patterns(
-    ".git", ".*_cache", ".hypothesis", ".venv*", "__pycache__", "*.egg-info", "build", "dist", "runs", "secrets"
+    ".git",
+    ".*_cache",
+    ".hypothesis",
+    ".venv*",
+    "__pycache__",
+    "*.egg-info",
+    "build",
+    "dist",
+    "runs",
+    "secrets",
+    "node_modules",
 )
 
 
@@ -61,8 +71,10 @@ def metadata(built: Built) -> Message:
 
 
 def package_files() -> set[str]:
+    """Without what the console's page is built from: that is for whoever has Node."""
     files = (path for path in (ROOT / "bco_ray").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {path.relative_to(ROOT).as_posix() for path in files}
+    names = {path.relative_to(ROOT).as_posix() for path in files}
+    return {name for name in names if not name.startswith("bco_ray/console/source/")}
 
 
 def test_the_wheel_is_the_package_and_nothing_else(built: Built) -> None:
@@ -76,7 +88,9 @@ def test_the_wheel_is_the_package_and_nothing_else(built: Built) -> None:
 def test_pages_migrations_and_types_are_package_files() -> None:
     files = package_files()
     assert {"bco_ray/py.typed", "bco_ray/pipeline/report.html", "bco_ray/storage/migrations/env.py"} <= files
-    assert {Path(file).suffix for file in files} == {".py", ".html", ".typed"}, "new kinds go into package-data, too"
+    assert {"bco_ray/console/static/index.html", "bco_ray/console/static/licenses.txt"} <= files
+    kinds = {".py", ".html", ".typed", ".js", ".css", ".svg", ".txt"}
+    assert {Path(file).suffix for file in files} == kinds, "new kinds go into package-data, too"
 
 
 def test_the_sdist_is_what_builds_the_wheel(built: Built) -> None:

@@ -30,7 +30,10 @@ _BY_HAND = "is for bco evaluate, where its files and keys are"
 CLOSED = {"name": "is the job's id", "output": "is the server's", "evaluation": _BY_HAND, "judge": _BY_HAND}
 """Of the spec's sections those that a request may not set."""
 
-_METHODS: dict[str, LossName] = {
+ELSEWHERE = {("model", "base"): "model", ("data", "feedback"): "training_file", ("training", "start"): None}
+"""And of their fields those that a request says by another name, or by a retry."""
+
+METHODS: dict[str, LossName] = {
     "bco": "bco", "bce": "bce", "kto": "kto", "apo_zero_unpaired": "apo_zero_unpaired", "dpo": "dpo",
     "bco_pair": "bco_pair", "supervised": "sft", "sft": "sft",
 }  # fmt: skip
@@ -63,8 +66,8 @@ class Method(BaseModel):
         if other := sorted((self.model_extra or {}).keys() - {self.type}):
             raise unsupported(f"method.{other[0]}", f"method.{other[0]}: the settings of method.type {self.type[:60]} "
                               "are under its own name.")  # fmt: skip
-        if self.type not in _METHODS:
-            raise unsupported("method", f"method.type: {self.type[:60]}: there are {', '.join(_METHODS)}.")
+        if self.type not in METHODS:
+            raise unsupported("method", f"method.type: {self.type[:60]}: there are {', '.join(METHODS)}.")
         self.hyperparameters()
         return self
 
@@ -159,7 +162,7 @@ def spec_of(request: JobRequest, job_id: str, storage: str, *, log: str, registe
     said: dict[str, Json] = {
         "model": {"base": request.model},
         "data": {"feedback": [log]},
-        "objective": _set(loss=_METHODS[request.method.type] if request.method else None, beta=asked.beta),
+        "objective": _set(loss=METHODS[request.method.type] if request.method else None, beta=asked.beta),
         "training": _set(
             num_train_epochs=asked.n_epochs, rows_per_step=asked.batch_size, learning_rate=asked.learning_rate,
             learning_rate_multiplier=asked.learning_rate_multiplier, seed=request.seed,
@@ -178,9 +181,9 @@ def _refuse_closed(spec: Mapping[Any, Any]) -> None:
     for name, why in CLOSED.items():
         if name in spec:
             raise unsupported(f"spec.{name}", f"spec.{name}: {why}.")
-    for section, field, name in (("model", "base", "model"), ("data", "feedback", "training_file")):
-        if isinstance(spec.get(section), dict) and field in spec[section]:
-            raise unsupported(f"spec.{section}.{field}", f"spec.{section}.{field}: is the request's {name}.")
+    for (section, field), other in ELSEWHERE.items():
+        if other and isinstance(spec.get(section), dict) and field in spec[section]:
+            raise unsupported(f"spec.{section}.{field}", f"spec.{section}.{field}: is the request's {other}.")
     training = spec.get("training")
     if isinstance(training, dict):
         if training.get("start") is not None:

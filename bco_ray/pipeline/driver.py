@@ -85,7 +85,9 @@ def _own_errors_told(directory: JobDirectory, attempt: int) -> Iterator[None]:
 def _run(directory: JobDirectory) -> None:
     before = directory.resolved  # of an earlier attempt: aliases and the log may mean something else by now
     job = resolve(parse_spec(before["spec"], where=str(directory.path)) if before else load_spec(directory.spec))
-    places = {"run": str(job.run_directory), "checkpoints": job.checkpoint_place}
+    places = {
+        "run": str(job.run_directory), "checkpoints": job.checkpoint_place, "records": job.log.directory.name,
+    }  # fmt: skip
     directory.write("resolved", {"spec": job.spec.model_dump(mode="json"), **places})
     configure_logging(run=job.run_directory.name)
     written = _Written(directory)

@@ -6,7 +6,7 @@ annotation at run time, so this module must not postpone its annotations.)
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,21 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from bco_ray.console import routes as console_routes
 from bco_ray.control.archive import Archive
 from bco_ray.control.audit import AuditLog
 from bco_ray.control.canaries import Canaries
 from bco_ray.control.delivering import Deliverer
 from bco_ray.control.files import FileStore
-from bco_ray.control.http import audit_routes, estimate_routes, files_routes, job_routes, webhook_routes
+from bco_ray.control.http import (
+    audit_routes,
+    data_routes,
+    estimate_routes,
+    files_routes,
+    job_routes,
+    schema_routes,
+    webhook_routes,
+)
 from bco_ray.control.job import Job
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.keys import KeyStore
@@ -35,6 +44,7 @@ from bco_ray.control.states import Status
 from bco_ray.control.upkeep import Upkeep
 from bco_ray.control.webhooks import Event, WebhookStore
 from bco_ray.errors import ClusterError, StorageError
+from bco_ray.feedback.statistics import LogSums
 from bco_ray.service.args import ServiceArgs
 from bco_ray.serving.app import ON_HEAD, Gateway, application
 from bco_ray.serving.http.api import Extension
@@ -80,7 +90,7 @@ class FullGateway(Gateway):
 
 
 def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore, meters: Meters = NoMeters()) -> Extension:
-    """The job service's routes over these stores."""
+    """The job service's routes over these stores, and the console."""
     read, submit, upload = (require(action) for action in ("read", "submit", "upload"))
     files = FileStore(engine, args.storage / "files")
     webhooks, log = WebhookStore(engine), AuditLog(engine)
@@ -88,12 +98,20 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore, meters: Mete
     routers = [
         files_routes.router(files, caller=read, submit=upload),
         estimate_routes.router(service, submit=submit),
+        schema_routes.router(caller=read),
         job_routes.router(service, caller=read, submit=submit, waiting_limit=args.max_queued_jobs_per_project),
+        data_routes.router(service, summarize=summarized, caller=read, submit=submit),
         webhook_routes.router(webhooks, caller=submit, allow_private=args.private_webhooks),
         audit_routes.router(log, caller=require("audit")),
+        console_routes.router(),
     ]
     larger = {"/v1/files": files_routes.MAX_UPLOAD_BYTES, "/v1/fine_tuning/jobs": job_routes.MAX_BODY_BYTES}
     return Extension(routers, job_routes.as_api_error, larger, partial(write_down, log))
+
+
+def summarized(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A log's statistics as people read them."""
+    return LogSums.from_state(state).summary()
 
 
 def _places(args: ServiceArgs, keys: KeyStore) -> Places:

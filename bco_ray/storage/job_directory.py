@@ -5,7 +5,7 @@ origin.json    likewise: the project, and the trace that the request for it belo
 attempt.json   the number of the newest attempt: an older driver that still lives gives way
 driver.log     all that the drivers printed, one attempt after the other
 progress.json  the phase and how far it is
-resolved.json  the spec with every `auto` replaced, and the run's directory
+resolved.json  the spec with every `auto` replaced, the run's directory, its checkpoints' and its records'
 outcome.json   the registered model: the job has succeeded, whatever became of the driver
 error.json     why this attempt's driver gave up; `again` says whether another one may do better
 """
@@ -48,7 +48,7 @@ class JobDirectory:
 
     @property
     def resolved(self) -> Json | None:
-        """`spec`, and where `run` and `checkpoints` lie."""
+        """`spec`, where `run` and `checkpoints` lie, and the name of its `records`."""
         return self._facts("resolved")
 
     @property

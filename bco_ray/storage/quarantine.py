@@ -100,6 +100,39 @@ class Quarantine:
         return sorted(self.directory.glob("*.parquet"))
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A refused row (`schema.QUARANTINE`). `id`: its place, `<stage>/<file>:<row>`, in the order of a listing."""
+
+    id: str
+    row: dict[str, Any]
+
+    @property
+    def stage(self) -> str:
+        """That refused it."""
+        return self.id.partition("/")[0]
+
+
+def refused_rows(
+    roots: Iterable[Path], *, reason: str | None = None, after: tuple[str, int] = ("", -1), limit: int = 100
+) -> tuple[list[Refused], bool]:
+    """Up to `limit` rows of all stages below these, and whether there are more. `after`: `<stage>/<file>` and row."""
+    found = list[Refused]()
+    paths = {f"{path.parent.name}/{path.stem}": path for root in roots for path in root.glob("*/*.parquet")}
+    for name, path in sorted(paths.items()):
+        if name < after[0]:
+            continue
+        reasons = parquet.read_table(path, columns=["reason"])["reason"].to_pylist()
+        first = after[1] + 1 if name == after[0] else 0
+        numbers = [n for n, one in enumerate(reasons) if n >= first and reason in (None, one)]
+        wanted = numbers[: limit + 1 - len(found)]
+        rows = parquet.read_table(path).take(wanted).to_pylist() if wanted else []
+        found += [Refused(f"{name}:{number}", row) for number, row in zip(wanted, rows, strict=True)]
+        if len(found) > limit:
+            break
+    return found[:limit], len(found) > limit
+
+
 def blank_mentions(root: Path, mentions: Callable[[bytes], bool], begin: Callable[[], None]) -> int:
     """Empty the refused rows below `root` whose text names somebody who is to be forgotten; returns how many.
 

@@ -31,6 +31,9 @@ from bco_ray.web.hosts import check_host
 Action = Literal["infer", "vote", "read", "submit", "upload", "promote", "keys", "audit", "admin"]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+PAGE, PAGE_FILES = "/", "/console/"
+"""The console's page, and what its files' paths begin with: sent without a key, since who has one enters it there."""
+
 REMEMBERED_SECONDS = 5
 """How long a key that was found is not looked up again: a revoked one works for that long."""
 
@@ -195,6 +198,8 @@ class Access:
         if not await self._callers.configured():
             check_host(Headers(scope=scope))
             return LOOPBACK
+        if _is_page(scope["path"]) and scope.get("method") in {"GET", "HEAD"}:
+            return ANONYMOUS
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         if not given and scope["path"] == "/v1/feedback" and scope.get("method") == "POST":
             return ANONYMOUS
@@ -235,6 +240,10 @@ class _Callers:
         caller = Caller.with_key(key)
         self._found[digest] = asked_at + REMEMBERED_SECONDS, caller
         return caller
+
+
+def _is_page(path: str) -> bool:
+    return path == PAGE or path.startswith(PAGE_FILES)
 
 
 def _presented(given: list[bytes]) -> str:

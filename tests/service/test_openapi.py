@@ -19,6 +19,7 @@ from fastapi.routing import APIRoute
 from schemathesis.engine import events, from_schema
 from schemathesis.python.asgi import get_client, shutdown_lifespans
 
+from bco_ray.config import load_spec
 from bco_ray.control import outgoing, wire
 from bco_ray.control.checkpoints import Checkpoint
 from bco_ray.control.http import trail_routes
@@ -38,7 +39,9 @@ from bco_ray.serving.versions.catalog import FixedCatalog, Target
 from bco_ray.storage.database import open_database
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.job_directory import JobDirectory
+from bco_ray.storage.quarantine import Quarantine
 from bco_ray.storage.registry import Registry
+from bco_ray.testing.records import write_records
 from bco_ray.testing.tiny import write_tiny_model
 from bco_ray.text import load_tokenizer
 from bco_ray.web.openapi import TAGS
@@ -54,6 +57,9 @@ STEERED: dict[str, list[Status]] = {
 
 TAKE_ANYTHING = ["createFeedbackBatch", "listFineTuningJobs"]
 """Any text is lines, each answered for itself; and `metadata[team]=null` asks for the text `null`."""
+
+
+REFUSED = {"file": "f", "position": 0, "reason": "empty_prompt", "detail": None, "raw": b"{}"}
 
 
 class Hello:
@@ -80,6 +86,11 @@ class SwiftCluster:
         directory = JobDirectory(self.storage, job_id)
         directory.path.mkdir(parents=True, exist_ok=True)  # of a job that a test has moved by hand
         directory.log.write_bytes(b"attempt 1\n")
+        if directory.spec.is_file():
+            places = {"run": str(self.storage / "runs" / job_id), "records": job_id}
+            directory.write("resolved", {"spec": load_spec(directory.spec).model_dump(mode="json"), **places})
+            write_records(self.storage / "records" / job_id, [])
+            Quarantine(self.storage / "records" / job_id / "quarantine" / "import").write(("f", 0), 1, [REFUSED])
         directory.write("outcome", {"model": "bot/1", "trained_tokens": 9, "evaluation": {"eval_auc": 0.9}})
 
     def state(self, submission: str) -> str:
@@ -134,6 +145,7 @@ class Site:
             "path.webhook_id": [self.post("/v1/webhooks", json=hook) for _ in range(9)],
             "path.job_id": [self.job() for _ in range(9)],
             "path.name": ["m"],
+            "path.file": ["icon.svg"],
             "body.version": [1, 2],
             "body.alias": ["prod", "candidate"],
         }

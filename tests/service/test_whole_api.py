@@ -22,20 +22,24 @@ from bco_ray.control.keys import KeyStore, Limits
 from bco_ray.control.reconciler import Reconciler
 from bco_ray.control.webhooks import WebhookStore
 from bco_ray.errors import StorageError
+from bco_ray.schema import Message, Record
 from bco_ray.service.app import extension, job_store
 from bco_ray.service.args import ServiceArgs
 from bco_ray.serving.http.api import create_api
 from bco_ray.storage.database import open_database
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.job_directory import JobDirectory
+from bco_ray.storage.quarantine import Quarantine
 from bco_ray.storage.registry import Registry
 from bco_ray.testing.checkpoints import write_checkpoint
+from bco_ray.testing.records import write_records
 from bco_ray.testing.tiny import write_tiny_model
 
 VOTES = b"".join(
     json.dumps({"prompt": f"q{n}", "completion": "yes", "label": bool(n % 2)}).encode() + b"\n" for n in range(20)
 )
-OPEN = {"/healthz", "/readyz"}
+ENDS = ("", "/events", "/checkpoints", "/logs", "/data", "/quarantine")
+OPEN = {"/healthz", "/readyz", "/"}
 
 
 @dataclass
@@ -94,6 +98,7 @@ def test_nothing_but_health_answers_without_a_key(site: Site) -> None:
     for method, path in every_route(site.app):
         reply = site.http().request(method, re.sub(r"\{[^}]*\}", "x", path), json={})
         allowed = {200, 503} if path in OPEN else {401, 422} if path == "/v1/feedback" else {401}
+        allowed = {404} if path.startswith("/console/") else allowed  # of the page's files none is called that
         assert reply.status_code in allowed, (method, path, reply.text)
 
 
@@ -134,7 +139,7 @@ def test_a_project_sees_its_own_and_nothing_else(site: Site) -> None:
     ours, theirs = site.client(site.key("submit")), site.client(site.key("submit", "rival"))
     job, file = create(ours), ours.files.create(file=("v.jsonl", VOTES), purpose="fine-tune")
     assert [one.id for one in theirs.fine_tuning.jobs.list()] == []
-    for path in (f"/v1/fine_tuning/jobs/{job.id}{end}" for end in ("", "/events", "/checkpoints", "/logs")):
+    for path in (f"/v1/fine_tuning/jobs/{job.id}{end}" for end in ENDS):
         reply = site.http(theirs.api_key).get(path)
         assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found"), path
     for verb in ("cancel", "pause", "resume"):
@@ -147,6 +152,65 @@ def test_a_project_sees_its_own_and_nothing_else(site: Site) -> None:
         with pytest.raises(openai.BadRequestError, match="not among the places"):
             create(theirs, training_file=place)
     assert ours.fine_tuning.jobs.retrieve(job.id).status == "validating_files"
+
+
+def test_the_schema_of_a_request_is_that_of_its_spec_too(site: Site) -> None:
+    """All that it lets one say is understood, what it leaves out is refused."""
+    http = site.http(site.key("read"))
+    said = http.get("/v1/fine_tuning/schema").json()
+    assert set(said["spec"]["properties"]) == {"model", "data", "scoring", "objective", "training"}
+    assert "base" not in said["spec"]["$defs"]["ModelSpec"]["properties"]
+    assert "start" not in said["spec"]["$defs"]["TrainingSpec"]["properties"]
+    client = site.client(site.key("submit"))
+    for method in said["methods"]:
+        create(client, method={"type": method})
+    defaults = {
+        section: {
+            name: kind["default"]
+            for name, kind in said["spec"]["$defs"][place["$ref"].rsplit("/", 1)[1]]["properties"].items()
+            if "default" in kind and "$ref" not in kind
+        }
+        for section, place in said["spec"]["properties"].items()
+    }
+    assert set(defaults["training"]) > {"learning_rate", "num_workers"}
+    create(client, extra_body={"spec": defaults})
+
+
+def test_the_log_of_a_job_is_told_once_it_was_read(site: Site) -> None:
+    """Its numbers to whoever may read, its rows to whoever may train on them; and an upload has no place."""
+    client, reader = site.client(site.key("submit")), site.http(site.key("read"))
+    file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
+    job = create(client, training_file=file.id)
+    url = f"/v1/fine_tuning/jobs/{job.id}"
+    assert "has not been read yet" in reader.get(f"{url}/data").json()["error"]["message"]
+    records = [votes_row(n, label) for n, label in enumerate((True, True, False))]
+    directory = site.storage / "records" / "abc"
+    write_records(directory, records, drops={"empty_prompt": 2})
+    place = str(site.storage / "files" / file.id / "content.jsonl")
+    rows = [
+        {"file": place, "position": n, "reason": "empty_prompt", "detail": "no words", "raw": b'{"a": "\xff"}'}
+        for n in (0, 1)
+    ]
+    Quarantine(directory / "quarantine" / "import").write((place, 0), 5, rows)
+    JobDirectory(site.storage, job.id).write("resolved", {"spec": {}, "run": "", "records": "abc"})
+    found = reader.get(f"{url}/data").json()
+    assert (found["read"], found["kept"], found["drops"], found["matching"]) == (5, 3, {"empty_prompt": 2}, None)
+    assert found["statistics"]["users"]["distinct"] == 0
+    assert reader.get(f"{url}/quarantine").status_code == 403
+    first = site.http(client.api_key).get(f"{url}/quarantine?limit=1").json()
+    rest = site.http(client.api_key).get(f"{url}/quarantine?after={first['last_id']}").json()
+    assert (first["has_more"], rest["has_more"], len(rest["data"])) == (True, False, 1)
+    assert first["data"][0] | {"id": ""} == {
+        "id": "", "object": "quarantine.row", "stage": "import", "reason": "empty_prompt", "detail": "no words",
+        "file": file.id, "position": 0, "raw": '{"a": "\ufffd"}',
+    }  # fmt: skip
+    assert site.http(client.api_key).get(f"{url}/quarantine?after=../x:1").status_code == 422
+    assert site.http(client.api_key).get(f"{url}/quarantine?reason=none").json()["data"] == []
+
+
+def votes_row(number: int, label: bool) -> Record:
+    said = [Message(role="user", content=f"q{number}")], [Message(role="assistant", content="yes")]
+    return Record(id=f"v{number}", prompt=said[0], completion=said[1], label=label)
 
 
 # --- the life of a job -----------------------------------------------------------------------------------------------

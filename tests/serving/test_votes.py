@@ -49,6 +49,17 @@ def test_the_same_vote_again_is_a_replay(http_site: Any) -> None:
     assert len(http_site.log.list_votes(response_id=answer)[0]) == 3
 
 
+def test_votes_that_stand_are_counted_by_version(open_site: Callable[..., Any]) -> None:
+    site = open_site()
+    site.engine.says("Hi")
+    for labels in ([True], [False, True], [False], [True, None]):
+        answer = site.client.chat.completions.create(**ASK).id
+        for label in labels:
+            assert site.post("/v1/feedback", response_id=answer, label=label).status_code == 201
+    (counted,) = site.http("GET", "/v1/feedback/summary").json()["data"]
+    assert counted == {"id": "helper/3", "object": "feedback.count", "up": 2, "down": 1}
+
+
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 

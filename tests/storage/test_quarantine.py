@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bco_ray.storage.quarantine import Quarantine
+from bco_ray.storage.quarantine import Quarantine, Refused, refused_rows
 
 
 def refused(position: int, reason: str) -> dict[str, object]:
@@ -19,3 +19,19 @@ def test_batches_add_up_and_a_retry_counts_once(tmp_path: Path) -> None:
     assert (tally.read, tally.kept, tally.drops) == (15, 12, {"empty": 2, "too_long": 1})
     assert len(books.examples(2)) == 2
     assert books.examples(9)[0]["raw"] == b"\xff"
+
+
+def test_refused_rows_are_listed_page_by_page_through_all_stages(tmp_path: Path) -> None:
+    for stage, first, reasons in (("import", 0, "ab"), ("import", 9, "ba"), ("settle", 0, "a")):
+        rows = [refused(first + n, reason) for n, reason in enumerate(reasons)]
+        Quarantine(tmp_path / stage).write(("f", first), 9, rows)
+    everything, more = refused_rows([tmp_path, tmp_path / "none"])
+    assert ([one.stage for one in everything], more) == (["import"] * 4 + ["settle"], False)
+    pages, after, more = list[Refused](), ("", -1), True
+    while more:
+        found, more = refused_rows([tmp_path], after=after, limit=2)
+        pages += found
+        name, _, row = pages[-1].id.rpartition(":")
+        after = name, int(row)
+    assert pages == everything
+    assert [one.row["reason"] for one in refused_rows([tmp_path], reason="a")[0]] == ["a"] * 3

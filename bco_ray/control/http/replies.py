@@ -132,6 +132,15 @@ class FineTuningEstimate(Reply):
     warnings: list[str]
 
 
+class FineTuningSchema(Reply):
+    """JSON schemas: of a request's body, and of the sections of its `spec`. `methods`: what `method.type` may be."""
+
+    object: Literal["fine_tuning.schema"]
+    methods: list[str]
+    request: dict[str, Any]
+    spec: dict[str, Any]
+
+
 class FineTuningEvent(Reply):
     """What happened. Of type `metrics`: `data` of a step."""
 
@@ -142,6 +151,34 @@ class FineTuningEvent(Reply):
     message: str
     type: Literal["message", "metrics"]
     data: dict[str, Any]
+
+
+class FineTuningData(Reply):
+    """What the log of a job turned out to be. `read = kept` and all `drops`. `answers`: of a log that has them apart.
+
+    `matching`: how far the prompts of ups and downs differ; null before the job has succeeded.
+    """
+
+    object: Literal["fine_tuning.job.data"]
+    read: int
+    kept: int
+    drops: dict[str, int]
+    answers: dict[str, int]
+    statistics: dict[str, Any]
+    matching: dict[str, Any] | None
+
+
+class RefusedRow(Reply):
+    """A row that is not trained on, as it was read (the first of it); `position`: a row's number, or its first byte."""
+
+    id: str
+    object: Literal["quarantine.row"]
+    stage: str
+    reason: str
+    detail: str | None
+    file: str
+    position: int
+    raw: str
 
 
 class FineTuningCheckpoint(Reply):

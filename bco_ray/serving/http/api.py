@@ -115,11 +115,6 @@ def _models(catalog: Catalog) -> APIRouter:
 def _operations(catalog: Catalog, metrics: Metrics) -> APIRouter:
     routes = APIRouter(tags=["service"])
 
-    @routes.get("/", **about("retrieveIndex", "Where to look next", replies.Index))
-    async def pointers() -> Response:
-        links = ["/v1/models", "/v1/chat/completions", "/v1/feedback", "/readyz", "/metrics", "/openapi.json"]
-        return JSONResponse({"service": "bco-ray", "models": [name for name, _ in catalog.models()], "routes": links})
-
     @routes.get("/healthz", **about("retrieveHealth", "Whether the process answers", replies.Alive))
     async def alive() -> Response:
         return JSONResponse({"status": "ok"})

@@ -128,6 +128,14 @@ def router(ledger: Ledger, metrics: Metrics, tokens: FeedbackTokens) -> APIRoute
         return JSONResponse(page([wire.feedback(event) for event in found], has_more=more))
 
     @routes.get(
+        "/v1/feedback/summary",
+        dependencies=READ,
+        **about("summarizeFeedback", "Votes that stand, by version", page_of(replies.VoteCount)),
+    )
+    async def summary() -> Response:
+        return JSONResponse(page([wire.vote_count(*one) for one in await asyncio.to_thread(log.count_votes)]))
+
+    @routes.get(
         "/v1/feedback/{vote_id}", dependencies=READ, **about("retrieveFeedback", "A vote", replies.Feedback, 404)
     )
     async def get_vote(vote_id: str) -> Response:

@@ -195,6 +195,15 @@ class Feedback(Reply):
     metadata: dict[str, JsonValue]
 
 
+class VoteCount(Reply):
+    """Votes that stand on the answers of a version, which `id` names."""
+
+    id: str
+    object: Literal["feedback.count"]
+    up: int
+    down: int
+
+
 class LineResult(Reply):
     """What became of a line: `status` as the vote alone would have been answered."""
 
@@ -281,14 +290,6 @@ class RegisteredModel(Reply):
     trial: Trial | None
     generation: int
     history: list[dict[str, Any]]
-
-
-class Index(Reply):
-    """Where to look next."""
-
-    service: Literal["bco-ray"]
-    models: list[str]
-    routes: list[str]
 
 
 class Alive(Reply):

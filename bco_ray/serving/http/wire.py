@@ -111,6 +111,11 @@ def feedback(event: VoteEvent) -> Json:
     }
 
 
+def vote_count(model: str, up: int, down: int) -> Json:
+    """Of the votes on a version's answers those that stand."""
+    return {"id": model, "object": "feedback.count", "up": up, "down": down}
+
+
 def now() -> int:
     """Unix seconds."""
     return int(time.time())

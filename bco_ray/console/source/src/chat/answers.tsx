@@ -1,0 +1,171 @@
+/** Answers, and what one thinks of them. */
+
+import { useState } from "preact/hooks";
+import { inWords } from "../api.ts";
+import { Field, Trouble } from "../parts/basics.tsx";
+import { judge, reveal, vote } from "./store.ts";
+import { canBeJudged, isOpen, type Answer, type Turn, type Verdict } from "./turns.ts";
+
+const VERDICTS: [Verdict, string][] = [
+  ["first", "A is better"],
+  ["second", "B is better"],
+  ["both", "Both are good"],
+  ["neither", "Both are bad"],
+];
+
+export function OneAnswer({ answer, at, index, title }: { answer: Answer; at: number; index: number; title?: string }) {
+  return (
+    <div class="answer">
+      <p class="by">{title ? `${title}: ${answer.model ?? answer.asked}` : (answer.model ?? answer.asked)}</p>
+      <Words answer={answer} />
+      {!isOpen(answer) && answer.id && <Thumbs answer={answer} at={at} index={index} />}
+    </div>
+  );
+}
+
+/** Two answers side by side; as long as nobody has voted they have no names. */
+export function Comparison({ turn, at }: { turn: Turn; at: number }) {
+  const [error, setError] = useState<string | null>(null);
+  const [busy, setBusy] = useState(false);
+  const decide = async (verdict: Verdict) => {
+    setBusy(true);
+    setError(null);
+    try {
+      await judge(at, verdict);
+    } catch (problem) {
+      setError(inWords(problem));
+    }
+    setBusy(false);
+  };
+  return (
+    <>
+      <div class="pair">
+        {turn.answers.map((answer, index) =>
+          turn.blind ? (
+            <div class="answer" key={index}>
+              <p class="by">Answer {"AB"[index]}</p>
+              <Words answer={answer} />
+            </div>
+          ) : (
+            <OneAnswer key={index} answer={answer} at={at} index={index} title={`Answer ${"AB"[index]}`} />
+          ),
+        )}
+      </div>
+      {turn.blind && (
+        <div class="actions start" role="group" aria-label="Which answer is better?">
+          {VERDICTS.map(([verdict, words]) => (
+            <button key={verdict} type="button" disabled={busy || !canBeJudged(turn)} onClick={() => decide(verdict)}>
+              {words}
+            </button>
+          ))}
+          <button type="button" class="quiet" disabled={busy || turn.answers.some(isOpen)} onClick={() => reveal(at)}>
+            Show who is who, without a vote
+          </button>
+        </div>
+      )}
+      <Trouble error={error} />
+    </>
+  );
+}
+
+function Words({ answer }: { answer: Answer }) {
+  return (
+    <>
+      <div class="words" aria-busy={isOpen(answer)}>
+        {answer.text}
+        {isOpen(answer) && <span class="cursor" aria-hidden="true" />}
+      </div>
+      {answer.state === "failed" && <Trouble error={answer.error ?? "The answer broke off."} />}
+      {answer.state === "stopped" && <p class="note">Stopped. What there is can be voted on, and is not trained on.</p>}
+      {answer.finish === "length" && <p class="note">Cut off at the most tokens.</p>}
+    </>
+  );
+}
+
+function Thumbs({ answer, at, index }: { answer: Answer; at: number; index: number }) {
+  const [error, setError] = useState<string | null>(null);
+  const [busy, setBusy] = useState(false);
+  const [saved, setSaved] = useState("");
+  const cast = async (label: boolean | null, comment = "", correction = "") => {
+    setBusy(true);
+    setError(null);
+    try {
+      await vote(at, index, label, comment, correction);
+      setSaved(label === null ? "The vote is taken back." : comment || correction ? "Saved with your words." : "Saved.");
+    } catch (problem) {
+      setError(inWords(problem));
+    }
+    setBusy(false);
+  };
+  const thumb = (label: boolean, name: string) => (
+    <button
+      type="button"
+      class="thumb"
+      aria-pressed={answer.label === label}
+      aria-label={name}
+      title={name}
+      disabled={busy}
+      onClick={() => cast(answer.label === label ? null : label)}
+    >
+      <ThumbSign down={!label} />
+    </button>
+  );
+  return (
+    <div class="vote">
+      <div class="actions start">
+        {thumb(true, "Thumb up")}
+        {thumb(false, "Thumb down")}
+        <span class="note" role="status">
+          {saved || (typeof answer.label === "boolean" ? "Saved." : "")}
+        </span>
+      </div>
+      <Trouble error={error} />
+      {typeof answer.label === "boolean" && (
+        <Remark busy={busy} onSend={(comment, correction) => cast(answer.label!, comment, correction)} />
+      )}
+    </div>
+  );
+}
+
+function ThumbSign({ down }: { down: boolean }) {
+  return (
+    <svg viewBox="0 0 24 24" width="20" height="20" aria-hidden="true" transform={down ? "rotate(180)" : undefined}>
+      <path
+        d="M7 11v9H3v-9zm0 0 4-8c1.7 0 2.7 1.3 2.4 3L13 9h6a2 2 0 0 1 2 2.4l-1.4 7A2 2 0 0 1 17.600 20H7"
+        fill="none"
+        stroke="currentColor"
+        stroke-width="1.8"
+        stroke-linejoin="round"
+      />
+    </svg>
+  );
+}
+
+function Remark({ busy, onSend }: { busy: boolean; onSend: (comment: string, correction: string) => Promise<void> }) {
+  const [comment, setComment] = useState("");
+  const [correction, setCorrection] = useState("");
+  const send = (event: Event) => {
+    event.preventDefault();
+    void onSend(comment, correction);
+  };
+  const area = (label: string, most: number, value: string, change: (text: string) => void) => (
+    <Field
+      label={label}
+      control={(its) => (
+        <textarea {...its} rows={2} maxLength={most} value={value} onInput={(event) => change(event.currentTarget.value)} />
+      )}
+    />
+  );
+  return (
+    <details>
+      <summary>Add a comment or a correction</summary>
+      <form onSubmit={send}>
+        {area("Comment", 4096, comment, setComment)}
+        {area("What it should have said", 65536, correction, setCorrection)}
+        <button type="submit" disabled={busy || !(comment.trim() || correction.trim())}>
+          Save with the vote
+        </button>
+      </form>
+    </details>
+  );
+}

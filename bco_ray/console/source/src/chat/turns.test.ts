@@ -1,0 +1,57 @@
+import { expect, test } from "vitest";
+import { ballots, canBeJudged, chosenOf, grown, messagesOf, namesOf, newTurn, type Answer, type Chunk, type Turn } from "./turns.ts";
+
+const chunk = (content: string | null, finish: string | null = null, token?: string): Chunk => ({
+  id: "chatcmpl-1",
+  model: "bot/1",
+  feedback_token: token,
+  choices: [{ delta: { content }, finish_reason: finish }],
+});
+
+function answered(asked: string, text: string, id: string): Answer {
+  return { asked, text, id, model: asked, token: `token of ${id}`, state: "done" };
+}
+
+test("an answer grows by its chunks; the token comes with the last", () => {
+  const start: Answer = { asked: "bot", text: "", state: "waiting" };
+  const done = [chunk("Hel"), chunk("lo"), chunk(null, "stop", "t")].reduce(grown, start);
+  expect(done).toMatchObject({ text: "Hello", state: "done", token: "t", model: "bot/1", finish: "stop" });
+  expect(grown(done, { ...chunk(null), choices: [] }).text).toBe("Hello");
+});
+
+test("a conversation goes on from the chosen answers, and leaves out what failed", () => {
+  const pair: Turn = { prompt: "1?", answers: [answered("a", "one", "x"), answered("b", "eins", "y")], blind: false, chosen: 1 };
+  const failed: Turn = { prompt: "2?", answers: [{ asked: "a", text: "", state: "failed" }], blind: false, chosen: 0 };
+  expect(messagesOf(" ", [pair, failed], "3?")).toEqual([
+    { role: "user", content: "1?" },
+    { role: "assistant", content: "eins" },
+    { role: "user", content: "3?" },
+  ]);
+  expect(messagesOf("Be brief.", [], "?")[0]).toEqual({ role: "system", content: "Be brief." });
+});
+
+test("two answers are shown in an order of chance, and judged once both are there", () => {
+  expect(newTurn("?", ["a", "b"], true).answers.map((one) => one.asked)).toEqual(["b", "a"]);
+  expect(newTurn("?", ["a"], false).blind).toBe(false);
+  const turn = { ...newTurn("?", ["a", "b"], false), answers: [answered("a", "one", "x"), answered("b", "eins", "y")] };
+  expect(canBeJudged(turn)).toBe(true);
+  expect(canBeJudged({ ...turn, answers: [turn.answers[0]!, { asked: "b", text: "", state: "failed" }] })).toBe(false);
+  const votes = ballots(turn, "second", "me");
+  expect(votes.map((vote) => [vote.response_id, vote.label, vote.feedback_token])).toEqual([
+    ["x", false, "token of x"],
+    ["y", true, "token of y"],
+  ]);
+  expect(votes[0]!.metadata).toEqual({ compared_with: "y", compared_with_model: "b", verdict: "second" });
+});
+
+test("bare names can be asked for where they mean something", () => {
+  expect(namesOf(["bot/3", "bot@prod"])).toEqual(["bot", "bot/3", "bot@prod"]);
+});
+
+test("to compare with another version is proposed", () => {
+  const served = [{ id: "bot/1", root: "bot/1" }, { id: "bot/2", root: "bot/2" }, { id: "bot@prod", root: "bot/1" }];
+  const names = namesOf(served.map((one) => one.id));
+  expect(chosenOf(names, served, { model: "", other: "gone/1" })).toEqual({ model: "bot", other: "bot/2" });
+  expect(chosenOf(names, served, { model: "bot/2", other: "bot" })).toEqual({ model: "bot/2", other: "bot" });
+  expect(chosenOf(["a/1"], [{ id: "a/1", root: "a/1" }], { model: "", other: "" })).toEqual({ model: "a/1", other: "a/1" });
+});

@@ -1,0 +1,134 @@
+/** What a conversation is: turns of a question and its answers. Pure. */
+
+export interface Answer {
+  /** What was asked for, which may be an alias; `model` is the version that answered. */
+  asked: string;
+  text: string;
+  state: "waiting" | "streaming" | "done" | "stopped" | "failed";
+  id?: string;
+  token?: string;
+  model?: string;
+  finish?: string;
+  error?: string;
+  label?: boolean | null;
+}
+
+export interface Turn {
+  prompt: string;
+  /** One, or two of a blind comparison in the order in which they are shown. */
+  answers: Answer[];
+  /** Of a comparison: not voted on yet, so nobody may see who is who. */
+  blind: boolean;
+  /** Which answer the conversation goes on from. */
+  chosen: number;
+}
+
+export interface Message {
+  role: "system" | "user" | "assistant";
+  content: string;
+}
+
+export interface Chunk {
+  id: string;
+  model: string;
+  feedback_token?: string | null;
+  choices: { delta: { content?: string | null }; finish_reason: string | null }[];
+}
+
+export interface Vote {
+  response_id: string;
+  label: boolean | null;
+  feedback_token?: string;
+  comment?: string;
+  correction?: string;
+  tags?: string[];
+  user: string;
+  source: string;
+  metadata?: Record<string, string>;
+}
+
+export function newTurn(prompt: string, models: string[], swapped: boolean): Turn {
+  const asked = swapped ? [...models].reverse() : models;
+  const answers = asked.map((one): Answer => ({ asked: one, text: "", state: "waiting" }));
+  return { prompt, answers, blind: models.length > 1, chosen: 0 };
+}
+
+/** An answer and some more of it. */
+export function grown(answer: Answer, chunk: Chunk): Answer {
+  const [choice] = chunk.choices;
+  return {
+    ...answer,
+    id: chunk.id,
+    model: chunk.model,
+    token: chunk.feedback_token ?? answer.token,
+    text: answer.text + (choice?.delta.content ?? ""),
+    finish: choice?.finish_reason ?? answer.finish,
+    state: choice?.finish_reason ? "done" : "streaming",
+  };
+}
+
+export function isOpen(answer: Answer): boolean {
+  return answer.state === "waiting" || answer.state === "streaming";
+}
+
+/** What the model reads: turns without an answer are left out. */
+export function messagesOf(system: string, turns: Turn[], prompt: string): Message[] {
+  const said: Message[] = system.trim() ? [{ role: "system", content: system }] : [];
+  for (const turn of turns) {
+    const answer = turn.answers[turn.chosen];
+    if (!answer || answer.state === "failed" || !answer.text) continue;
+    said.push({ role: "user", content: turn.prompt }, { role: "assistant", content: answer.text });
+  }
+  return [...said, { role: "user", content: prompt }];
+}
+
+export type Verdict = "first" | "second" | "both" | "neither";
+
+/** What each of two answers gets, in their order. */
+export const LABELS: Record<Verdict, [boolean, boolean]> = {
+  first: [true, false],
+  second: [false, true],
+  both: [true, true],
+  neither: [false, false],
+};
+
+/** Thumbs of a comparison; each says in its metadata what it was compared with. */
+export function ballots(turn: Turn, verdict: Verdict, user: string): Vote[] {
+  return turn.answers.map((answer, index) => {
+    const other = turn.answers[1 - index];
+    return {
+      response_id: answer.id ?? "",
+      label: LABELS[verdict][index as 0 | 1],
+      feedback_token: answer.token,
+      tags: ["side-by-side"],
+      user,
+      source: "console",
+      metadata: { compared_with: other?.id ?? "", compared_with_model: other?.model ?? "", verdict },
+    };
+  });
+}
+
+/** Of two answers that can both be voted on. */
+export function canBeJudged(turn: Turn): boolean {
+  return turn.blind && turn.answers.every((answer) => answer.id && (answer.state === "done" || answer.state === "stopped"));
+}
+
+/** `name/3`, `name@prod`, and the bare names that go with `@prod` (the only ones that a canary touches). */
+export function namesOf(ids: string[]): string[] {
+  const bare = ids.filter((id) => id.endsWith("@prod")).map((id) => id.slice(0, -"@prod".length));
+  return [...new Set([...bare, ...ids])];
+}
+
+/** A name and the version that it means. */
+export interface Served {
+  id: string;
+  root: string;
+}
+
+/** What was chosen, as far as it is still served; to compare with, another version if there is one. */
+export function chosenOf(names: string[], served: Served[], { model, other }: { model: string; other: string }) {
+  const first = names.includes(model) ? model : (names[0] ?? "");
+  const meant = served.find((one) => one.id === first || one.id === `${first}@prod`)?.root;
+  const second = served.findLast((one) => one.root !== meant && one.id === one.root)?.id ?? names[0] ?? "";
+  return { model: first, other: names.includes(other) ? other : second };
+}

@@ -1,0 +1,33 @@
+import { count, duration, number, percent, size } from "../format.ts";
+import { Facts } from "../parts/basics.tsx";
+import type { Estimate } from "./types.ts";
+
+export function EstimateView({ estimate }: { estimate: Estimate }) {
+  const { rows, usable_rows, label_rate, steps, trained_tokens, memory, workers, seconds, gpu_hours, basis, exact } = estimate;
+  return (
+    <section class="card" aria-label="What it would take">
+      <h2>What it would take</h2>
+      <Facts
+        facts={[
+          ["Votes", `${number(usable_rows)} usable of ${number(rows)}${exact ? "" : ", about"}`],
+          ["Thumbs up", percent(label_rate, 1)],
+          ["Steps", number(steps)],
+          ["Tokens trained on", number(trained_tokens)],
+          ["Parameters trained", `${number(estimate.trained_parameters)} of ${number(estimate.parameters)}`],
+          ["Memory per worker", size(memory.total)],
+          ["Workers", count(workers, "worker")],
+          ["Time", seconds === null ? "not known here" : duration(seconds)],
+          ["GPU hours", gpu_hours === null ? "not known here" : number(gpu_hours)],
+          ["Time is reckoned from", basis],
+        ]}
+      />
+      {estimate.warnings.length > 0 && (
+        <ul>
+          {estimate.warnings.map((warning) => (
+            <li key={warning}>{warning}</li>
+          ))}
+        </ul>
+      )}
+    </section>
+  );
+}

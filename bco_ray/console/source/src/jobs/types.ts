@@ -1,0 +1,93 @@
+/** The parts of OpenAI's objects, and of ours beside them, that are shown. */
+
+export interface Job {
+  id: string;
+  status: string;
+  model: string;
+  training_file: string;
+  fine_tuned_model: string | null;
+  user_provided_suffix: string | null;
+  created_at: number;
+  started_at: number | null;
+  finished_at: number | null;
+  attempt: number;
+  priority: number;
+  trained_tokens: number | null;
+  metadata: Record<string, string>;
+  method: { type: string };
+  error: { code: string; message: string } | null;
+  status_details: {
+    phase: string | null;
+    percent: number | null;
+    eta_seconds: number | null;
+    step: number | null;
+    total_steps: number | null;
+    waiting_for: string | null;
+    checkpoint_step: number | null;
+    problem: string | null;
+    on_cluster: boolean;
+  };
+  spec: Record<string, unknown>;
+  evaluation: Record<string, unknown> | null;
+  budget: Record<string, number | null> | null;
+  spent: Record<string, number>;
+  retried_from: { job: string; step: number | null } | null;
+}
+
+export interface JobEvent {
+  id: string;
+  created_at: number;
+  level: "info" | "warn" | "error";
+  message: string;
+  type: "message" | "metrics";
+  data: Record<string, unknown>;
+}
+
+export interface Checkpoint {
+  id: string;
+  created_at: number;
+  step_number: number;
+  metrics: Record<string, number | null>;
+}
+
+export interface Estimate {
+  rows: number;
+  usable_rows: number;
+  label_rate: number | null;
+  exact: boolean;
+  tokens_per_row: number | null;
+  trained_tokens: number;
+  steps: number;
+  parameters: number;
+  trained_parameters: number;
+  memory: Record<string, number>;
+  workers: number;
+  seconds: number | null;
+  gpu_hours: number | null;
+  basis: string;
+  warnings: string[];
+}
+
+const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+
+export function hasEnded(job: Job): boolean {
+  return ENDED.has(job.status);
+}
+
+/** What may be asked of a job as it stands. */
+export function movesOf(job: Job): ("pause" | "resume" | "cancel" | "retry")[] {
+  if (hasEnded(job)) return job.status_details.on_cluster ? [] : ["retry"];
+  if (job.status === "paused") return ["resume", "cancel"];
+  return job.status === "validating_files" ? ["cancel"] : ["pause", "cancel"];
+}
+
+/** The phases of a run, and which of them a job is in. */
+export const PHASES = ["read", "score", "train", "evaluate"] as const;
+
+export function phaseOf(job: Job): { name: string; is: "done" | "current" | "ahead" }[] {
+  const at = PHASES.findIndex((name) => name === job.status_details.phase);
+  return PHASES.map((name, place) => {
+    if (job.status === "succeeded" || place < at) return { name, is: "done" };
+    return { name, is: place === at ? "current" : "ahead" };
+  });
+}

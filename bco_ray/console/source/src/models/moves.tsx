@@ -1,0 +1,105 @@
+/** Moving names between versions. Each is asked about first, and says where the name points now. */
+
+import type { TargetedEvent } from "preact";
+import { useState } from "preact/hooks";
+import { Field } from "../parts/basics.tsx";
+import { Confirm } from "../parts/dialog.tsx";
+import type { Model, Version } from "./stats.ts";
+import type { Move } from "./view.tsx";
+
+export function Promote({ model, version, onMove }: { model: Model; version: Version; onMove: Move }) {
+  const [asked, setAsked] = useState(false);
+  const [alias, setAlias] = useState("prod");
+  const now = model.aliases[alias];
+  const ask = () => {
+    setAlias("prod");
+    setAsked(true);
+  };
+  return (
+    <>
+      <button type="button" onClick={ask} aria-label={`Promote ${version.id}`}>
+        Promote
+      </button>
+      {asked && (
+        <Confirm
+          title={`Promote ${version.id}?`}
+          yes={`Yes, ${alias} means ${version.id}`}
+          onYes={() => onMove("promote", { version: version.version, alias, expected: now ?? null })}
+          onClose={() => setAsked(false)}
+        >
+          <Field
+            label="Name"
+            help={`prod is what ${model.id} means; candidate gets the canary's share.`}
+            control={(its) => (
+              <>
+                <input {...its} type="text" list="aliases" value={alias} onInput={(event) => setAlias(event.currentTarget.value)} />
+                <datalist id="aliases">
+                  {[...new Set(["prod", "candidate", ...Object.keys(model.aliases)])].map((one) => (
+                    <option key={one} value={one} />
+                  ))}
+                </datalist>
+              </>
+            )}
+          />
+          <p>{now === undefined ? `${alias} means nothing yet.` : `${alias} means ${model.id}/${now} now.`}</p>
+        </Confirm>
+      )}
+    </>
+  );
+}
+
+export function Rollback({ model, alias, version, onMove }: { model: Model; alias: string; version: number; onMove: Move }) {
+  const [asked, setAsked] = useState(false);
+  return (
+    <>
+      <button type="button" onClick={() => setAsked(true)} aria-label={`Roll back ${alias}`}>
+        Roll back
+      </button>
+      {asked && (
+        <Confirm
+          title={`Roll back ${model.id}@${alias}?`}
+          yes="Yes, roll back"
+          danger
+          onYes={() => onMove("rollback", { alias, expected: version })}
+          onClose={() => setAsked(false)}
+        >
+          <p>
+            It means {model.id}/{version} now, and goes back to what it meant before.
+          </p>
+        </Confirm>
+      )}
+    </>
+  );
+}
+
+export function Canary({ model, onMove }: { model: Model; onMove: Move }) {
+  const [percent, setPercent] = useState(String(model.canary?.percent ?? 0));
+  const [asked, setAsked] = useState(false);
+  const candidate = model.aliases.candidate;
+  if (candidate === undefined) return <p class="note">Promote a version as candidate, and it can be given a share of the traffic.</p>;
+  const ask = (event: TargetedEvent<HTMLFormElement>) => {
+    event.preventDefault();
+    setAsked(true);
+  };
+  return (
+    <form class="row" onSubmit={ask}>
+      <Field
+        label={`Share of ${model.id}/${candidate}, in percent of the requests for ${model.id}`}
+        control={(its) => (
+          <input {...its} type="number" min={0} max={100} step="any" required value={percent} onInput={(event) => setPercent(event.currentTarget.value)} />
+        )}
+      />
+      <button type="submit">Set the share</button>
+      {asked && (
+        <Confirm
+          title={`Give ${model.id}/${candidate} ${percent || 0} %?`}
+          yes="Yes, set the share"
+          onYes={() => onMove("canary", { percent: Number(percent) })}
+          onClose={() => setAsked(false)}
+        >
+          <p>It is {model.canary?.percent ?? 0} % now. The same user stays on one side.</p>
+        </Confirm>
+      )}
+    </form>
+  );
+}

@@ -1,0 +1,69 @@
+/** Registered models, and what votes say of their versions. Pure. */
+
+export interface Version {
+  id: string;
+  version: number;
+  aliases: string[];
+  registered_at: number | null;
+  run: string | null;
+  parent: string | null;
+  votes: Record<string, unknown> | null;
+  evaluation: Record<string, unknown> | null;
+}
+
+export interface Model {
+  id: string;
+  versions: Version[];
+  aliases: Record<string, number>;
+  canary: { alias: string; percent: number } | null;
+  history: Record<string, unknown>[];
+}
+
+export interface Thumbs {
+  id: string;
+  up: number;
+  down: number;
+}
+
+/** Of a share that was seen in so many votes: where it lies, with 95 % (Wilson's interval). */
+export function interval(up: number, all: number): [number, number] {
+  if (all === 0) return [0, 1];
+  const z = 1.959964;
+  const share = up / all;
+  const middle = share + z ** 2 / (2 * all);
+  const width = z * Math.sqrt((share * (1 - share)) / all + (z / (2 * all)) ** 2);
+  const scale = 1 + z ** 2 / all;
+  return [Math.max(0, (middle - width) / scale), Math.min(1, (middle + width) / scale)];
+}
+
+/** `61 % of 1,200 (58 to 64 %)`. */
+export function rate(thumbs: Thumbs | undefined): string {
+  const all = thumbs ? thumbs.up + thumbs.down : 0;
+  if (!thumbs || !all) return "no votes";
+  const [low, high] = interval(thumbs.up, all).map((share) => Math.round(100 * share));
+  return `${Math.round((100 * thumbs.up) / all)} % of ${all.toLocaleString("en")} (${low} to ${high} %)`;
+}
+
+/** The names of the metrics that any of the versions has, in the order in which they come. */
+export function metricsOf(versions: Version[]): string[] {
+  const names = versions.flatMap((version) =>
+    Object.entries(version.evaluation ?? {}).filter(([, value]) => typeof value === "number").map(([name]) => name),
+  );
+  return [...new Set(names)];
+}
+
+/** Of the requests that say the bare name, the share that a version answers, in percent; null: it is not asked by it. */
+export function shareOf(model: Model, version: number): number | null {
+  const candidate = model.canary ? model.aliases[model.canary.alias] : undefined;
+  const canary = candidate === undefined ? 0 : (model.canary?.percent ?? 0);
+  const prod = model.aliases.prod ?? Math.max(...model.versions.map((one) => one.version));
+  const share = (version === prod ? 100 - canary : 0) + (version === candidate ? canary : 0);
+  return version === prod || version === candidate ? share : null;
+}
+
+/** What a move of the history says. */
+export function said(move: Record<string, unknown>): string {
+  if ("percent" in move) return `canary ${move.percent} %`;
+  const from = typeof move.was === "number" ? ` (was ${move.was})` : "";
+  return `${move.alias} → ${move.version ?? "nothing"}${from}${move.rollback ? ", taken back" : ""}`;
+}

@@ -1,0 +1,121 @@
+"""Talking to versions, and voting, in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+XSS = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{7*7}}'
+
+
+def ask(page: Any, text: str) -> None:
+    page.get_by_label("Your message").fill(text)
+    page.get_by_role("button", name="Send").click()
+
+
+def words(page: Any, text: str) -> Any:
+    """An answer; what a screen reader is told says the same."""
+    return page.locator(".words", has_text=text)
+
+
+def test_an_answer_comes_as_it_is_made_and_is_voted_on(site: Any, new_page: Callable[..., Any]) -> None:
+    page = new_page()
+    page.goto(site.url)
+    page.get_by_label("Version").select_option("bot/2")
+    ask(page, "Who are you?")
+    words(page, "Hello from 2").wait_for()
+    page.get_by_role("button", name="Thumb up").click()
+    page.get_by_text("Saved.", exact=True).wait_for()
+    page.get_by_text("Add a comment or a correction").click()
+    page.get_by_label("Comment").fill("well said")
+    page.get_by_label("What it should have said").fill("Good morning")
+    page.get_by_role("button", name="Save with the vote").click()
+    page.get_by_text("Saved with your words.").wait_for()
+    first, second = site.votes()[-2:]
+    assert (first.model, first.vote.label, first.effective) == ("bot/2", True, False)
+    assert (second.vote.comment, second.vote.correction, second.effective) == ("well said", "Good morning", True)
+    assert second.vote.source == "console"
+    page.get_by_role("button", name="Thumb up").click()
+    page.get_by_text("The vote is taken back.").wait_for()
+    assert site.votes()[-1].vote.label is None
+
+
+def test_side_by_side_nobody_has_a_name_before_the_vote(site: Any, new_page: Callable[..., Any]) -> None:
+    page = new_page()
+    page.goto(site.url)
+    page.get_by_label("Side by side").check()
+    page.get_by_label("Version").select_option("bot/1")
+    page.get_by_label("Compared with").select_option("bot/2")
+    ask(page, "Hello?")
+    turns = page.get_by_role("list", name="Conversation")
+    words(page, "Hello from 1").wait_for()
+    words(page, "Hello from 2").wait_for()
+    assert "bot/" not in turns.inner_text()
+    before = len(site.votes())
+    page.get_by_role("button", name="A is better").click()
+    page.get_by_text("Answer A: bot/").wait_for()
+    votes = site.votes()[before:]
+    assert sorted(vote.vote.label for vote in votes) == [False, True]
+    assert {vote.model for vote in votes} == {"bot/1", "bot/2"}
+    better = next(vote.model for vote in votes if vote.vote.label)
+    assert page.get_by_text("Answer A: bot/").inner_text() == f"Answer A: {better}"
+    assert {vote.vote.metadata["compared_with"] for vote in votes} == {vote.vote.response_id for vote in votes}
+
+
+def test_what_is_written_stays_text(site: Any, new_page: Callable[..., Any]) -> None:
+    site.engines["bot/1"].words = [XSS]
+    page = new_page()
+    page.goto(site.url)
+    page.get_by_label("Version").select_option("bot/1")
+    ask(page, XSS)
+    page.locator(".prompt", has_text=XSS).wait_for()
+    words(page, XSS).wait_for()
+    assert page.locator("main img, main script").count() == 0
+
+
+def test_what_goes_wrong_is_said_in_words(site: Any, new_page: Callable[..., Any]) -> None:
+    page = new_page()
+    page.goto(site.url)
+    page.get_by_label("Version").wait_for()
+    ask(page, "long " * 2000)
+    page.get_by_role("alert").filter(has_text="Shorten the messages").wait_for()
+
+
+def test_the_keyboard_is_enough(site: Any, new_page: Callable[..., Any]) -> None:
+    page = new_page()
+    page.goto(site.url)
+    page.get_by_role("option", name="bot/2").first.wait_for(state="attached")
+    page.get_by_label("Your message").focus()
+    page.keyboard.type("Hi")
+    page.keyboard.press("Enter")
+    words(page, "Hello from").wait_for()
+    for _ in range(40):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.getAttribute('aria-label')") == "Thumb down":
+            break
+    page.keyboard.press("Enter")
+    page.get_by_text("Saved.", exact=True).wait_for()
+    assert site.votes()[-1].vote.label is False
+    page.get_by_role("button", name="Thumb down").focus()
+    assert page.get_by_role("button", name="Thumb down").get_attribute("aria-pressed") == "true"
+
+
+def test_a_wrong_key_is_refused_and_a_right_one_is_kept_for_the_tab(
+    open_site: Callable[..., Any], new_page: Callable[..., Any]
+) -> None:
+    site, page = open_site(guarded=True), new_page()
+    page.goto(site.url)
+    page.get_by_role("alert").filter(has_text="An API key is needed").wait_for()
+    page.get_by_label("Key", exact=True).fill("sk-bco-no_such")
+    page.get_by_role("button", name="Enter").click()
+    page.get_by_role("alert").filter(has_text="unknown, expired or revoked").wait_for()
+    page.get_by_label("Key", exact=True).fill(site.key)
+    page.get_by_role("button", name="Enter").click()
+    ask(page, "Hello?")
+    words(page, "Hello from 1").wait_for()
+    page.reload()
+    page.get_by_label("Version").wait_for()
+    assert page.evaluate("[sessionStorage.length, localStorage.getItem('bco.key')]") == [1, None]
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("Key", exact=True).wait_for()
+    assert page.evaluate("sessionStorage.length") == 0

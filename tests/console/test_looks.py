@@ -1,0 +1,106 @@
+"""Every page as it looks: light, dark and on a phone, without serious findings of axe. How much is sent, how soon.
+
+BCO_PICTURES=docs writes the pictures of docs/console.md anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1100, "height": 760}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1100, "height": 760}},
+    "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 760}, "has_touch": True, "is_mobile": True},
+}
+PAGES = ("chat", "jobs", "jobs/new", "job", "data", "models", "models/bot")
+PICTURES = {
+    ("data", "light"),
+    ("chat", "light"),
+    ("job", "dark"),
+    ("models/bot", "light"),
+    ("chat", "phone"),
+    ("jobs/new", "phone"),
+}
+MOST_TRANSFERRED_BYTES = 200_000
+
+
+@pytest.fixture(scope="module")
+def job(shared_site: Any) -> str:
+    """One that has succeeded, and votes on both versions."""
+    vote = json.dumps({"prompt": "q", "completion": "yes", "label": True})
+    with httpx.Client(base_url=shared_site.url, timeout=60) as http:
+        for number, version in enumerate(("bot/1", "bot/2") * 12):
+            body = {"model": version, "messages": [{"role": "user", "content": "?"}]}
+            answer = http.post("/v1/chat/completions", json=body).json()["id"]
+            label = bool(number % 2 or number % 3)
+            assert http.post("/v1/feedback", json={"response_id": answer, "label": label}).is_success
+        http.post("/v1/files", files={"file": ("votes.jsonl", vote)}, data={"purpose": "fine-tune"})
+        asked = {"model": "bot@prod", "training_file": "feedback", "suffix": "bot", "metadata": {"team": "support"}}
+        return str(http.post("/v1/fine_tuning/jobs", json=asked).json()["id"])
+
+
+def show(page: Any, site: Any, job: str, name: str) -> None:
+    page.goto(f"{site.url}/#/{name.replace('job', f'jobs/{job}') if name == 'job' else name}")
+    match name:
+        case "chat":
+            page.get_by_label("Side by side").check()
+            page.get_by_label("Your message").fill("How do I reset my password?")
+            page.get_by_role("button", name="Send").click()
+            page.get_by_role("button", name="A is better").click()
+            page.get_by_text("Answer A: bot/").wait_for()
+        case "job":
+            page.locator(".badge.is-succeeded").wait_for()
+            page.get_by_role("img", name="Loss over 16 steps").wait_for()
+        case "data":
+            page.get_by_label("Reason").wait_for()
+        case "jobs/new":
+            page.get_by_text("Every other setting").click()
+        case _:
+            page.get_by_role("table").first.wait_for()
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page(site: Any, new_page: Callable[..., Any], job: str, name: str, look: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    site.engines["bot/1"].words = ["Open Settings, then Account, and choose “Reset password”."]
+    site.engines["bot/2"].words = ["Sorry, I cannot help with that."]
+    page = new_page(bypass_csp=True, **LOOKS[look])  # axe is put into the page
+    show(page, site, job, name)
+    found = axe.run(page).response["violations"]
+    grave = [
+        f"{one['id']} ({one['impact']}): {[node['html'][:200] for node in one['nodes']]}"
+        for one in found
+        if one["impact"] in {"serious", "critical"}
+    ]
+    assert not grave, grave
+    width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert width[0] <= width[1], "the page itself does not scroll sideways"
+    if (place := os.environ.get("BCO_PICTURES")) and (name, look) in PICTURES:
+        page.evaluate("document.activeElement.blur()")
+        page.screenshot(path=Path(place) / f"console-{name.replace('/', '-')}-{look}.png")
+
+
+def test_little_is_sent_and_soon_seen(
+    site: Any, new_page: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that the first look at the page transfers, headers included; times are printed, not asserted."""
+    page = new_page()
+    page.goto(site.url)
+    page.get_by_label("Version").wait_for()
+    sizes = page.evaluate(
+        "performance.getEntries().filter((one) => one.transferSize).map((one) => [one.name, one.transferSize])"
+    )
+    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
+    total = sum(size for _, size in sizes)
+    assert total < MOST_TRANSFERRED_BYTES, sizes
+    assert {httpx.URL(name).host for name, _ in sizes} == {httpx.URL(site.url).host}
+    with capsys.disabled():
+        print(f" the console: {total / 1000:.1f} kB sent, first paint after {painted or 0:.0f} ms ", end="")  # noqa: T201
