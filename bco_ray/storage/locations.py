@@ -292,10 +292,11 @@ def _named(uri: str, kind: type[BcoError]) -> Iterator[None]:
     try:
         yield
     except _failures(scheme) as error:
-        if isinstance(error, FileNotFoundError):
-            raise kind(f"{uri}: no such file or directory.") from error
+        if isinstance(error, FileNotFoundError) and scheme == "file":
+            raise kind(f"{uri}: no such file or directory.") from None
         verb = "written" if kind is StorageError else "read"
-        raise kind(f"{uri}: cannot be {verb} ({error}). {_WAY_OUT[scheme]}") from None
+        missing = error if isinstance(error, FileNotFoundError) else None  # for who tells that apart
+        raise kind(f"{uri}: cannot be {verb} ({error}). {_WAY_OUT[scheme]}") from missing
 
 
 def _failures(scheme: str) -> tuple[type[Exception], ...]:
