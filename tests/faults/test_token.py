@@ -86,7 +86,7 @@ def head(faults: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
         there = lambda: {port for _, port in listening(faults)} >= set(up)  # noqa: E731
         assert faults.until(lambda: child.ended() is not None or there(), 240), (ports, listening(faults), child.output)
         assert child.ended() is None, child.output[-4000:]
-        held = faults.start("python3", "-c", HOLD, address)
+        held = faults.start(sys.executable, "-c", HOLD, address)
         assert faults.until(lambda: "it is there" in held.output or held.ended() is not None, 180), held.output[-4000:]
         assert held.ended() is None, held.output[-4000:]
         yield Head(token, ports, address, sorted(listening(faults)))
