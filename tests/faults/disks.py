@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def main(private: str, bucket: str) -> None:
     own, storage = Path(private), f"{bucket}/storage"
     os.environ["BCO_CACHE"] = f"{private}/cache"
     Registry(path_of(storage)).register("base", own / "base", {"run": "made by hand"})
-    isolated = subprocess.run([*ISOLATED, "mount", "-t", "tmpfs", "tmpfs", private], check=False).returncode == 0
+    hide = [*ISOLATED, "mount", "-t", "tmpfs", "tmpfs", private]
+    isolated = bool(shutil.which("unshare")) and subprocess.run(hide, check=False).returncode == 0
     with tempfile.TemporaryDirectory(prefix="bco-", dir="/tmp", ignore_cleanup_errors=True) as directory:
         head = {"num_cpus": 1, "object_store_memory": STORE, "temp_dir": directory, "include_dashboard": False}
         Path("/tmp/ray").mkdir(exist_ok=True)  # where it writes down its address
