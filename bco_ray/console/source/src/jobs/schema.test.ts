@@ -31,7 +31,7 @@ test("a schema becomes inputs and groups of inputs", () => {
   ]);
   expect(group.groups.map((one) => [one.name, one.help, inputsOf(one).length])).toEqual([
     ["zero", "How it is shared.", 1],
-    ["adapter", "", 2],
+    ["adapter", "Left empty: none.", 2],
   ]);
   expect(input("adapter.type").choices).toEqual(["lora"]);
 });

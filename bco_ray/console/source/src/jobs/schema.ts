@@ -47,17 +47,23 @@ export interface Group {
   groups: Group[];
 }
 
-/** Everything that a schema of an object lets one say. */
-export function groupOf(name: string, schema: Schema, root: Schema = schema, path: string[] = []): Group {
+/** Everything that a schema of an object lets one say. `off`: there is none of it unless something is said. */
+export function groupOf(name: string, schema: Schema, root: Schema = schema, path: string[] = [], off = false): Group {
   const group: Group = { name, path, help: tidy(schema.description), inputs: [], groups: [] };
   for (const [field, raw] of Object.entries(schema.properties ?? {})) {
     const here = [...path, field];
     const kinds = kindsOf(raw, root);
     const object = kinds.length === 1 && kinds[0]!.properties ? kinds[0]! : null;
-    if (object) group.groups.push(groupOf(field, object, root, here));
-    else group.inputs.push(inputOf(here, raw, kinds));
+    if (object) group.groups.push(inner(field, raw, object, root, here, off));
+    else group.inputs.push(off ? { ...inputOf(here, raw, kinds), otherwise: "" } : inputOf(here, raw, kinds));
   }
   return group;
+}
+
+function inner(field: string, raw: Schema, object: Schema, root: Schema, path: string[], off: boolean): Group {
+  const none = raw.default === null;
+  const group = groupOf(field, object, root, path, off || none);
+  return none ? { ...group, help: `${group.help} Left empty: none.`.trim() } : group;
 }
 
 /** What was typed, as JSON; nothing typed is undefined. Throws an Error in words. */

@@ -84,8 +84,13 @@ export function movesOf(job: Job): ("pause" | "resume" | "cancel" | "retry")[] {
 /** The phases of a run, and which of them a job is in. */
 export const PHASES = ["read", "score", "train", "evaluate"] as const;
 
+/** What `bco evaluate` adds where a version has a gate. */
+const OF_EVALUATION = ["votes", "intervals", "answers", "judge"];
+
 export function phaseOf(job: Job): { name: string; is: "done" | "current" | "ahead" }[] {
-  const at = PHASES.findIndex((name) => name === job.status_details.phase);
+  const said = job.status_details.phase ?? "";
+  const phase = OF_EVALUATION.includes(said) ? "evaluate" : said;
+  const at = PHASES.findIndex((name) => name === phase);
   return PHASES.map((name, place) => {
     if (job.status === "succeeded" || place < at) return { name, is: "done" };
     return { name, is: place === at ? "current" : "ahead" };

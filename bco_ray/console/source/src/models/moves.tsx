@@ -10,11 +10,15 @@ import type { Move } from "./view.tsx";
 export function Promote({ model, version, onMove }: { model: Model; version: Version; onMove: Move }) {
   const [asked, setAsked] = useState(false);
   const [alias, setAlias] = useState("prod");
+  const [force, setForce] = useState(false);
   const now = model.aliases[alias];
+  const against = alias === "prod" && version.gate && !version.gate.passes ? version.gate.reasons : [];
   const ask = () => {
     setAlias("prod");
+    setForce(false);
     setAsked(true);
   };
+  const body = { version: version.version, alias, expected: now ?? null, ...(against.length && force ? { force } : {}) };
   return (
     <>
       <button type="button" onClick={ask} aria-label={`Promote ${version.id}`}>
@@ -24,7 +28,7 @@ export function Promote({ model, version, onMove }: { model: Model; version: Ver
         <Confirm
           title={`Promote ${version.id}?`}
           yes={`Yes, ${alias} means ${version.id}`}
-          onYes={() => onMove("promote", { version: version.version, alias, expected: now ?? null })}
+          onYes={() => onMove("promote", body)}
           onClose={() => setAsked(false)}
         >
           <Field
@@ -42,6 +46,20 @@ export function Promote({ model, version, onMove }: { model: Model; version: Ver
             )}
           />
           <p>{now === undefined ? `${alias} means nothing yet.` : `${alias} means ${model.id}/${now} now.`}</p>
+          {against.length > 0 && (
+            <>
+              <p>Its gate says no:</p>
+              <ul>
+                {against.map((reason) => (
+                  <li key={reason}>{reason}</li>
+                ))}
+              </ul>
+              <label>
+                <input type="checkbox" checked={force} onChange={(event) => setForce(event.currentTarget.checked)} /> Promote it all the same;
+                that stays in the history
+              </label>
+            </>
+          )}
         </Confirm>
       )}
     </>

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { interval, metricsOf, rate, said, shareOf, type Model, type Version } from "./stats.ts";
+import { interval, metricsOf, rate, said, shareOf, type Model, type Version, gateText, trialText } from "./stats.ts";
 
 const version = (number: number, evaluation: Record<string, unknown> | null = null) => ({ version: number, evaluation }) as Version;
 const model = (aliases: Record<string, number>, percent?: number) =>
@@ -27,5 +27,26 @@ test("who answers how much", () => {
 test("moves", () => {
   expect(said({ alias: "prod", version: 2, was: 1 })).toBe("prod → 2 (was 1)");
   expect(said({ alias: "prod", version: 1, was: 2, rollback: true })).toBe("prod → 1 (was 2), taken back");
-  expect(said({ percent: 5 })).toBe("canary 5 %");
+  expect(said({ canary: 5, was: 0, at: 1 })).toBe("canary 5 %");
+  expect(said({ canary: 0, was: 5, because: "worse" })).toBe("canary 0 %, because worse");
+  expect(said({ alias: "prod", version: 2, was: 1, forced: ["auc"] })).toBe("prod → 2 (was 1), forced");
+});
+
+test("what a gate says", () => {
+  const version = { ...model({}).versions[0]! };
+  expect(gateText(version)).toBe("–");
+  expect(gateText({ ...version, gate: { passes: true, reasons: [] } })).toBe("passes");
+  expect(gateText({ ...version, gate: { passes: false, reasons: ["auc 0.4 is below 0.5", "no evaluation"] } })).toBe("auc 0.4 is below 0.5; no evaluation");
+});
+
+test("a canary so far", () => {
+  const trial = {
+    candidate: { model: "bot/2", ups: 6, downs: 2 },
+    prod: { model: "bot/1", ups: 10, downs: 9 },
+    difference: { low: -0.12, high: 0.41 },
+    automatic: true,
+  };
+  expect(trialText(trial)).toBe(
+    "bot/2: 6 up, 2 down; bot/1: 10 up, 9 down. The difference lies between −12 and +41 points, however often you look. The server promotes or ends it by that.",
+  );
 });

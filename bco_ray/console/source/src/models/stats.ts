@@ -9,6 +9,21 @@ export interface Version {
   parent: string | null;
   votes: Record<string, unknown> | null;
   evaluation: Record<string, unknown> | null;
+  gate?: { passes: boolean; reasons: string[] } | null;
+}
+
+/** Of a canary: the thumbs since it began, and where the difference of the two rates lies, however often one looks. */
+export interface Trial {
+  candidate: Side;
+  prod: Side;
+  difference: { low: number; high: number };
+  automatic: boolean;
+}
+
+interface Side {
+  model: string;
+  ups: number;
+  downs: number;
 }
 
 export interface Model {
@@ -16,6 +31,7 @@ export interface Model {
   versions: Version[];
   aliases: Record<string, number>;
   canary: { alias: string; percent: number } | null;
+  trial?: Trial | null;
   history: Record<string, unknown>[];
 }
 
@@ -44,6 +60,22 @@ export function rate(thumbs: Thumbs | undefined): string {
   return `${Math.round((100 * thumbs.up) / all)} % of ${all.toLocaleString("en")} (${low} to ${high} %)`;
 }
 
+/** What a version's gate says; nothing of a version without one. */
+export function gateText(version: Version): string {
+  if (!version.gate) return "–";
+  return version.gate.passes ? "passes" : version.gate.reasons.join("; ");
+}
+
+/** A canary so far, in one sentence per thing. */
+export function trialText(trial: Trial): string {
+  const side = (one: Side) => `${one.model}: ${one.ups} up, ${one.downs} down`;
+  const points = (share: number) => `${share < 0 ? "−" : "+"}${Math.abs(Math.round(100 * share))}`;
+  const { low, high } = trial.difference;
+  const between = `The difference lies between ${points(low)} and ${points(high)} points, however often you look.`;
+  const end = trial.automatic ? " The server promotes or ends it by that." : "";
+  return `${side(trial.candidate)}; ${side(trial.prod)}. ${between}${end}`;
+}
+
 /** The names of the metrics that any of the versions has, in the order in which they come. */
 export function metricsOf(versions: Version[]): string[] {
   const names = versions.flatMap((version) =>
@@ -63,7 +95,8 @@ export function shareOf(model: Model, version: number): number | null {
 
 /** What a move of the history says. */
 export function said(move: Record<string, unknown>): string {
-  if ("percent" in move) return `canary ${move.percent} %`;
+  const why = `${move.because ? `, because ${move.because}` : ""}${move.forced ? ", forced" : ""}`;
+  if ("canary" in move) return `canary ${move.canary} %${why}`;
   const from = typeof move.was === "number" ? ` (was ${move.was})` : "";
-  return `${move.alias} → ${move.version ?? "nothing"}${from}${move.rollback ? ", taken back" : ""}`;
+  return `${move.alias} → ${move.version ?? "nothing"}${from}${move.rollback ? ", taken back" : ""}${why}`;
 }

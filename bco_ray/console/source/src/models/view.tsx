@@ -8,7 +8,7 @@ import { say } from "../parts/live.tsx";
 import { useLoaded } from "../parts/loaded.ts";
 import { addressOf } from "../route.ts";
 import { Canary, Promote, Rollback } from "./moves.tsx";
-import { metricsOf, rate, said, shareOf, type Model, type Thumbs, type Version } from "./stats.ts";
+import { gateText, metricsOf, rate, said, shareOf, trialText, type Model, type Thumbs, type Version } from "./stats.ts";
 
 const FEW = 5;
 
@@ -61,6 +61,7 @@ function Versions({ model, thumbs, onMove }: { model: Model; thumbs: Thumbs[]; o
         {row("Names", (version) => version.aliases.join(", ") || "–")}
         {row(`Answers ${model.id}`, (version) => shareText(shareOf(model, version.version)))}
         {row("Thumbs up", (version) => rate(thumbs.find((one) => one.id === version.id)))}
+        {shown.some((version) => version.gate) && row("Gate", gateText)}
         {metricsOf(shown).map((metric) => row(metric.replace("eval_", ""), (version) => number(version.evaluation?.[metric])))}
         {row("Trained on", (version) => votesText(version.votes))}
         {row("From", (version) => plain(version.parent))}
@@ -115,6 +116,7 @@ function Names({ model, onMove }: { model: Model; onMove: Move }) {
         </Table>
       )}
       <Canary model={model} onMove={onMove} />
+      {model.trial && <p class="note">{trialText(model.trial)}</p>}
     </section>
   );
 }

@@ -40,12 +40,12 @@ export function Confirm({ title, children, yes, danger, onYes, onClose }: Questi
     }
   };
   return (
-    <dialog ref={dialog} aria-labelledby={id} onCancel={onClose} onClose={onClose}>
+    <dialog ref={dialog} aria-labelledby={id} onCancel={(event) => busy && event.preventDefault()} onClose={onClose}>
       <h2 id={id}>{title}</h2>
       {children}
       <Trouble error={error} />
       <div class="actions">
-        <button type="button" onClick={onClose}>
+        <button type="button" disabled={busy} onClick={onClose}>
           No, leave it
         </button>
         <button type="button" class={danger ? "danger" : "primary"} disabled={busy} onClick={answer}>
