@@ -79,12 +79,24 @@ def _connect(options: dict[str, Any]) -> None:
     try:
         _reach(os.environ.get("RAY_ADDRESS", ""))
         with _silent_stderr():
-            ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
+            _init(options)
     except Exception as error:
         address = os.environ.get("RAY_ADDRESS")
         logger.debug("ray.init", exc_info=True)
         what = f"The Ray cluster at {address} (RAY_ADDRESS) cannot be reached" if address else "Ray did not start here"
         raise ClusterError(f"{what}: {str(error).strip() or type(error).__name__}") from error
+
+
+def _init(options: dict[str, Any]) -> None:
+    """A machine that has much to do may not start Ray in the 30 seconds that Ray gives itself: then once more."""
+    how = {**options, "log_to_driver": False, "logging_level": logging.WARNING}
+    try:
+        ray.init(**how)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        ray.init(**how)
 
 
 def _reach(address: str) -> None:

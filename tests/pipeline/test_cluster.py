@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
@@ -29,3 +30,18 @@ def test_a_ray_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("ray.init", fail)
     with pytest.raises(ClusterError, match="^Ray did not start here: no space left on /tmp/ray$"):
         cluster._connect({"address": "local"})
+
+
+def test_a_slow_start_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    starts: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> None:
+        starts.append(options)
+        if len(starts) < 2:
+            raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    cluster._connect({"address": "local"})
+    assert [start["address"] for start in starts] == ["local", "local"]
