@@ -36,17 +36,17 @@ class LogReport:
 
 
 @dataclass(frozen=True)
-class Places:
+class Directories:
     """The server's own directory, and where jobs write."""
 
     state: Path
     storage: Path
 
 
-def report_of(places: Places, job: Job, summarize: Summarize) -> LogReport:
+def report_of(directories: Directories, job: Job, summarize: Summarize) -> LogReport:
     """Raises NotFoundError if the log has not been read yet, StorageError if what was read is damaged."""
-    records = load_records(_records(places, job))
-    scored = _scored(places.storage, job)
+    records = load_records(_records(directories, job))
+    scored = _scored(directories.storage, job)
     found = load_scored(scored) if scored else None
     kept, drops = (records.kept, records.drops) if found is None else (found.kept, found.drops)
     matching = None if found is None else found.matching
@@ -54,10 +54,10 @@ def report_of(places: Places, job: Job, summarize: Summarize) -> LogReport:
 
 
 def refused_of(
-    places: Places, job: Job, *, reason: str | None, after: tuple[str, int], limit: int
+    directories: Directories, job: Job, *, reason: str | None, after: tuple[str, int], limit: int
 ) -> tuple[list[Refused], bool]:
     """Up to `limit` refused rows, and whether there are more. Raises NotFoundError if its log has not been read yet."""
-    found = (_records(places, job), _scored(places.storage, job))
+    found = (_records(directories, job), _scored(directories.storage, job))
     return refused_rows([p / "quarantine" for p in found if p], reason=reason, after=after, limit=limit)
 
 
@@ -70,9 +70,9 @@ def shown_file(storage: Path, job: Job, file: str) -> str:
     return path.relative_to(storage).as_posix() if path.is_relative_to(storage) else file
 
 
-def _records(places: Places, job: Job) -> Path:
-    name: str | None = (JobDirectory(places.state, job.id).resolved or {}).get("records")
-    directory = places.storage / "records" / name if name else None
+def _records(directories: Directories, job: Job) -> Path:
+    name: str | None = (JobDirectory(directories.state, job.id).resolved or {}).get("records")
+    directory = directories.storage / "records" / name if name else None
     if directory is None or not files.is_committed(directory):
         raise NotFoundError(f"{job.id}: its log has not been read yet.")
     return directory

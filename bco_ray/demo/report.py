@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bco_ray.demo.world import Sample
+from bco_ray.pipeline.pages import templates
 
 GREY, BLUE, GREEN, RED, AMBER = "#8a94a3", "#2f6fde", "#1f9d61", "#d64545", "#e0a030"
 
@@ -85,13 +85,7 @@ def draw(rounds: Sequence[DemoRound], path: str | Path) -> Path:
 
 def write_html(rounds: Sequence[DemoRound], totals: DemoTotals, png: str | Path, path: str | Path) -> Path:
     """Write one self-contained page (the picture is inlined, nothing is fetched, all text escaped)."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     page = environment.get_template("report.html").render(
         headline=_headline(rounds),
         rounds=rounds,

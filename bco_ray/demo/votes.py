@@ -13,6 +13,7 @@ from typing import Any
 
 from bco_ray.demo.base import WORLD, load_model
 from bco_ray.demo.world import LABEL_NOISE, TOPICS, Prompt, Sample, World, judge, thumbs_up
+from bco_ray.evaluation.judging import wilson
 from bco_ray.models.generate import generate
 from bco_ray.telemetry import Advance
 
@@ -20,7 +21,6 @@ MAX_NEW_TOKENS = 64
 PEOPLE = 60
 BROKEN = 0.01
 FIRST_VOTE = 1_767_225_600.0  # 2026-01-01, unix seconds
-Z95 = 1.96
 
 Vote = dict[str, Any]
 """A row of the feedback log as importers accept it."""
@@ -134,12 +134,3 @@ def judge_answers(prompts: Sequence[Prompt], answers: Sequence[str]) -> Judgemen
         topics={topic: sum(s.up for s in samples) / len(samples) for topic, samples in by_topic.items()},
         samples=[samples[0] for samples in by_topic.values()],
     )
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval for a proportion."""
-    rate = successes / trials
-    centre = rate + Z95**2 / (2 * trials)
-    half = Z95 * math.sqrt(rate * (1 - rate) / trials + Z95**2 / (4 * trials**2))
-    scale = 1 + Z95**2 / trials
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

@@ -97,7 +97,7 @@ def win_rate(outcomes: Sequence[Outcome], judge: str, confidence: float) -> WinR
     )
 
 
-def wilson(successes: float, trials: int, confidence: float) -> tuple[float, float]:
+def wilson(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Score interval of a rate (Wilson 1927), (0, 1) of no trials; half a success is less than half sure."""
     if not trials:
         return 0.0, 1.0

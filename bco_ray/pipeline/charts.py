@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
+from bco_ray.evaluation.judging import wilson
 from bco_ray.pipeline.printable import printable
 
 GREY, BLUE, GREEN, RED, AMBER, INK = "#8a94a3", "#2f6fde", "#1f9d61", "#d64545", "#e0a030", "#1d2430"
@@ -78,16 +79,6 @@ def sheet(charts: Sequence[Chart], headline: str) -> bytes:
     for axes in places[len(charts) :]:
         axes.set_axis_off()
     return _png(figure)
-
-
-def wilson(ups: int, votes: int) -> tuple[float, float]:
-    """95 % interval of a rate (Wilson 1927); (0, 1) of no votes."""
-    if not votes:
-        return 0.0, 1.0
-    z, rate = 1.96, ups / votes
-    centre = (rate + z**2 / (2 * votes)) / (1 + z**2 / votes)
-    half = z / (1 + z**2 / votes) * math.sqrt(rate * (1 - rate) / votes + z**2 / (4 * votes**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _named(rows: Sequence[Row]) -> bool:

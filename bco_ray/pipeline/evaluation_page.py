@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from bco_ray.evaluation.prompts import as_text
+from bco_ray.pipeline.pages import templates
 from bco_ray.storage.evaluations import CARD, PAGE, Estimate, Evaluation
 from bco_ray.storage.gate import policy_of, refusals
 
@@ -41,13 +40,7 @@ def pages_of(found: Evaluation, rows: Sequence[Mapping[str, Any]], card: str) ->
 
 def render(found: Evaluation, rows: Sequence[Mapping[str, Any]], pictures: Sequence[tuple[str, str]]) -> str:
     """The page. `pictures`: (title, PNG as base64). All text is escaped: it comes from people and models."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters |= {"estimate": said, "conversation": as_text}
     page: str = environment.get_template("evaluation.html").render(
         found=found,

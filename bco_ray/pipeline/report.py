@@ -10,8 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from bco_ray.pipeline.pages import templates
 from bco_ray.pipeline.verdict import Verdict, judge
 from bco_ray.storage import files
 
@@ -177,13 +176,7 @@ def write_report(report: DataReport, directory: Path) -> dict[str, Path]:
 
 def render(report: DataReport, pictures: Sequence[tuple[str, str]]) -> str:
     """The page. `pictures`: (title, PNG as base64). All text is escaped: it comes from the log."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters |= {
         "whole": _whole,
         "percent": _percent,

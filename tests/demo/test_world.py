@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bco_ray.demo.base import train_base
-from bco_ray.demo.votes import judge_answers, judge_model, leave_thumb, sample_votes, wilson, write_log
+from bco_ray.demo.votes import judge_answers, judge_model, leave_thumb, sample_votes, write_log
 from bco_ray.demo.world import GOOD_STYLES, STYLES, TOPICS, World, school_answer, style_of, thumbs_up
+from bco_ray.evaluation.judging import wilson
 
 WORLD = World()
 FRANCE = next(p for p in WORLD.prompts if p.text == "What is the capital of France?")

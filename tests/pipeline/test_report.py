@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from bco_ray.evaluation.judging import wilson
 from bco_ray.feedback.statistics import LogSums
 from bco_ray.pipeline import charts
 from bco_ray.pipeline.report import CheckResult, DataReport, examples_of, line_of, write_report
@@ -211,7 +212,7 @@ def test_any_weights_can_be_drawn(bars):
 
 @pytest.mark.parametrize(("ups", "votes", "low", "high"), [(0, 0, 0, 1), (0, 10, 0, 0.2775), (50, 100, 0.4038, 0.5962)])
 def test_wilson_interval(ups, votes, low, high):
-    assert charts.wilson(ups, votes) == pytest.approx((low, high), abs=1e-4)
+    assert wilson(ups, votes) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_a_row_is_named_by_its_line(tmp_path):

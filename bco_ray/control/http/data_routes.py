@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from bco_ray.control.http.replies import FineTuningData, RefusedRow
 from bco_ray.control.job import Job
-from bco_ray.control.log_report import Places, Summarize, refused_of, report_of, shown_file
+from bco_ray.control.log_report import Directories, Summarize, refused_of, report_of, shown_file
 from bco_ray.control.service import JobService
 from bco_ray.storage.quarantine import Refused
 from bco_ray.web.access import Caller
@@ -33,12 +33,12 @@ def router(
 ) -> APIRouter:
     """`caller` and `submit` are dependencies that return a Caller or raise: who may read numbers, and who rows."""
     routes = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["fine-tuning"])
-    places, jobs = Places(service.state, service.storage), service.jobs
+    directories, jobs = Directories(service.state, service.storage), service.jobs
 
     @routes.get("/data", **about("retrieveFineTuningJobData", "What its log turned out to be", FineTuningData, 404))
     async def data(job_id: str, who: Caller = Depends(caller)) -> Response:
         job = await asyncio.to_thread(jobs.get, job_id, who.project)
-        found = await asyncio.to_thread(report_of, places, job, summarize)
+        found = await asyncio.to_thread(report_of, directories, job, summarize)
         return JSONResponse({"object": "fine_tuning.job.data", **asdict(found)})
 
     @routes.get(
@@ -49,7 +49,7 @@ def router(
         job_id: str, reason: Reason = None, after: After = None, limit: Limit = 20, who: Caller = Depends(submit)
     ) -> Response:
         job = await asyncio.to_thread(jobs.get, job_id, who.project)
-        wanted = partial(refused_of, places, job, reason=reason, after=_place(after), limit=limit)
+        wanted = partial(refused_of, directories, job, reason=reason, after=_place(after), limit=limit)
         found, more = await asyncio.to_thread(wanted)
         return JSONResponse(page([_wire(service, job, one) for one in found], has_more=more))
 
