@@ -2,7 +2,7 @@
 
 Versions are integers, written once and never changed; `lineage.json` has a digest of every file. An alias (`prod`,
 `candidate`) points at one and is moved by compare-and-set. A reference is `name/3`, `name@prod`, or `name` (the alias
-`prod` if set, else the newest version). `prod` points at no version whose evaluation does not pass its gate.
+`prod` if set, else the newest version whose gate is not shut). `prod` points at no version that does not pass its gate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import EllipsisType
 from typing import Any
 
 from bco_ray.config.gate import GateSpec
-from bco_ray.errors import ConflictError, GateError, ModelError
+from bco_ray.errors import ConflictError, GateError, ModelError, StorageError
 from bco_ray.storage import aliases as book
 from bco_ray.storage import files
 from bco_ray.storage.aliases import CANDIDATE, PROD, Aliases
@@ -136,11 +136,24 @@ class Registry:
         name, version, alias = match["name"], match["version"], match["alias"]
         if version is not None:
             return self.get(name, int(version))
-        self._require(name, reference)
+        self.require(name, reference)
+        if alias is None:
+            return self.get(name, self._meant(name))
         aliases = self.aliases(name)
-        if alias is not None and alias not in aliases:
+        if alias not in aliases:
             raise UnknownVersionError(f"{reference}: {name} has no alias {alias}. {self._known(name)}")
-        return self.get(name, aliases[alias] if alias else aliases.get(PROD, self.versions(name)[-1]))
+        return self.get(name, aliases[alias])
+
+    def require(self, name: str, reference: str = "") -> None:
+        """Raises UnknownVersionError if no version has this name."""
+        if not self.versions(name):
+            raise UnknownVersionError(f"{reference or name}: no such model in {self.root}. {self._known(name)}")
+
+    def meant(self, name: str) -> int | None:
+        """The version of a bare name: `prod`, or before there is one the newest that its gate lets through; or none."""
+        if (live := self.aliases(name).get(PROD)) is not None:
+            return live
+        return next((number for number in reversed(self.versions(name)) if not self._shut(name, number)), None)
 
     def evaluations(self, name: str) -> Evaluations:
         """What was found out about its versions."""
@@ -191,7 +204,7 @@ class Registry:
 
         Raises ModelError if there is nothing before, or that version is gone; else as `promote` does.
         """
-        self._require(name)
+        self.require(name)
         with self._writing(name, busy=_BUSY):
             state = self.state(name)
             _require_expected(f"{name}@{alias}", state.aliases.get(alias), expected)
@@ -207,7 +220,7 @@ class Registry:
         Raises ModelError; ConflictError if anything about the name changed since `generation`; StorageError if it is
         not its turn within seconds.
         """
-        self._require(name)
+        self.require(name)
         if not 0 <= percent <= 100:
             raise ModelError(f"{percent}: a canary takes 0 to 100 percent of the traffic.")
         with self._writing(name, busy=_BUSY):
@@ -242,9 +255,17 @@ class Registry:
         known = (self.get(name, version) for version in self.versions(name))
         return next((version for version in known if run is not None and version.lineage.get("run") == run), None)
 
-    def _require(self, name: str, reference: str = "") -> None:
-        if not self.versions(name):
-            raise UnknownVersionError(f"{reference or name}: no such model in {self.root}. {self._known(name)}")
+    def _shut(self, name: str, version: int) -> bool:
+        """Its gate; what cannot be read is no pass."""
+        try:
+            return bool(self.refusals(name, version))
+        except StorageError:
+            return True
+
+    def _meant(self, name: str) -> int:
+        if (number := self.meant(name)) is None:
+            raise UnknownVersionError(f"{name}: no version has passed its gate yet. {self._known(name)}")
+        return number
 
     def _known(self, name: str) -> str:
         if versions := self.versions(name):

@@ -12,7 +12,7 @@ from bco_ray.errors import GateError, StorageError
 from bco_ray.storage import files
 from bco_ray.storage.evaluations import Evaluation
 from bco_ray.storage.gate import refusals
-from bco_ray.storage.registry import Registry
+from bco_ray.storage.registry import Registry, UnknownVersionError
 from bco_ray.testing.evaluations import made_evaluation
 
 
@@ -110,6 +110,26 @@ def test_the_last_evaluation_counts_and_brings_its_own_policy(registry: Registry
     assert evaluations.numbers(1) == [1, 2]
     assert registry.versions("bot") == [1, 2, 3]
     assert registry.verify("bot", 1)
+
+
+def test_before_prod_a_bare_name_passes_over_shut_gates(registry: Registry) -> None:
+    assert registry.resolve("bot").version == 1
+    registry.evaluations("bot").add(2, made_evaluation("bot/2"), {})
+    assert registry.resolve("bot").version == 2
+    place = registry.evaluations("bot").add(2, made_evaluation("bot/2"), {})
+    files.write_json(place / "evaluation.json", {"format": "evaluation/1"})
+    assert registry.resolve("bot").version == 1
+    registry.promote("bot", 3, force=True)
+    assert registry.resolve("bot").version == 3
+
+
+def test_a_name_whose_every_gate_is_shut_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    registry = Registry(tmp_path)
+    registry.register("bot", tmp_path / "m", {"run": "a", "gate": {"auc": {"min": 0.5}}})
+    with pytest.raises(UnknownVersionError, match=r"bot: no version has passed its gate yet\. Versions: 1;"):
+        registry.resolve("bot")
+    assert registry.resolve("bot/1").version == 1
 
 
 def test_what_cannot_be_read_is_no_pass(registry: Registry) -> None:

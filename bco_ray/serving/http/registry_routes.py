@@ -153,7 +153,7 @@ def _overridden(registry: Registry, name: str, to: Promotion) -> wire.Json:
 
 def _model(registry: Registry, name: str, trial_of: Watch) -> wire.Json:
     """Raises UnknownVersionError."""
-    registry.resolve(name)
+    registry.require(name)
     state, trial = registry.state(name), _trial(trial_of, name)
     return {
         "id": name,

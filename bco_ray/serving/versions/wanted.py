@@ -29,7 +29,7 @@ class Wanted:
 
 
 def wanted(args: ServeArgs) -> Wanted:
-    """Read anew: cheap enough for every second. Raises ModelError for a followed name without any version."""
+    """Read anew: cheap enough for every second. Raises ModelError for a followed name that means no version."""
     if args.model_id and args.model_dir:
         bare = args.model_id.split("/")[0]
         return Wanted({args.model_id: args.model_dir}, dict.fromkeys((bare, *args.aliases), args.model_id))
@@ -44,7 +44,10 @@ def _add(found: Wanted, registry: Registry, name: str) -> None:
     if not versions:
         raise ModelError(f"{name}: no such model in {registry.root}.")
     found.directories.update({f"{name}/{number}": registry.root / name / str(number) for number in versions})
-    found.names[name] = f"{name}/{state.aliases.get('prod', versions[-1])}"
+    if (number := registry.meant(name)) is not None:
+        found.names[name] = f"{name}/{number}"
+    elif not state.aliases:
+        raise ModelError(f"{name}: no version has passed its gate yet; evaluate one, or promote one with --force.")
     found.names.update({f"{name}@{alias}": f"{name}/{number}" for alias, number in state.aliases.items()})
     if state.canary and state.canary.alias in state.aliases:
         found.canaries[name] = Canary(f"{name}/{state.aliases[state.canary.alias]}", state.canary.percent)
