@@ -167,10 +167,8 @@ def _addresses(url: httpx.URL, *, allow_private: bool, resolve: Resolve) -> Sequ
         found = resolve(host)
     except (OSError, UnicodeError):
         found = []
-    if not found:
-        raise ForbiddenUrlError(f"{host}: no such host; check its spelling and its DNS records.")
-    if not allow_private and not all(is_public(address) for address in found):
-        raise ForbiddenUrlError(f"{host}: not on a public address; the server only calls hosts that are.")
+    if not found or not (allow_private or all(is_public(address) for address in found)):
+        raise ForbiddenUrlError(f"{host}: no host with a public address; check its spelling and its DNS records.")
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bco_ray.errors import BcoError
 from bco_ray.telemetry import log_context, logger
 from bco_ray.web.errors import ApiError, as_api_error
-from bco_ray.web.hosts import check_host
+from bco_ray.web.hosts import check_local
 
 Action = Literal["infer", "vote", "read", "submit", "upload", "promote", "keys", "audit", "admin"]
 
@@ -190,13 +190,13 @@ class Access:
             return await self._app(scope, receive, _adding(headers, send) if headers else send)
 
     async def _caller(self, scope: Scope) -> Caller:
-        """Raises ApiError: 401, and 403 for a foreign host. A page votes without a key: its route asks for the token
-        that came with the answer.
+        """Raises ApiError: 401, and 403 for a foreign caller or host. A page votes without a key: its route asks for
+        the token that came with the answer.
         """
         if scope["path"] in self._open_paths and scope.get("method") in {"GET", "HEAD"}:
             return ANONYMOUS  # also while the database cannot be reached
         if not await self._callers.configured():
-            check_host(Headers(scope=scope))
+            check_local(scope)
             return LOOPBACK
         if _is_page(scope["path"]) and scope.get("method") in {"GET", "HEAD"}:
             return ANONYMOUS

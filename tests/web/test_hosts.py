@@ -9,13 +9,12 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.datastructures import Headers
 
 from bco_ray.control.keys import KeyStore, Limits
 from bco_ray.serving.http.api import create_api
 from bco_ray.serving.http.settings import Settings
 from bco_ray.storage.feedback_log import FeedbackLog
-from bco_ray.web.hosts import check_host, is_loopback
+from bco_ray.web.hosts import check_local, is_loopback
 
 FOREIGN = [
     "evil.example",
@@ -66,9 +65,24 @@ def test_other_names_are_refused(client: TestClient, host: str) -> None:
 
 
 def test_no_host_is_no_browser_and_of_two_both_count(client: TestClient) -> None:
-    check_host(Headers(raw=[]))
+    check_local({"type": "http", "client": None, "headers": []})
     twice = client.get("/v1/models", headers=[("host", "localhost"), ("host", "evil.example")])
     assert twice.status_code == 403
+
+
+@pytest.mark.parametrize("address", ["203.0.113.9", "10.0.0.7", "fe80::1%eth0", "::ffff:10.0.0.7"])
+def test_other_machines_are_refused_whatever_they_ask_for(client: TestClient, address: str) -> None:
+    with TestClient(client.app, "http://127.0.0.1:8000", client=(address, 50000)) as other:
+        reply = other.get("/v1/models")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (403, "host_not_allowed")
+        assert address in reply.json()["error"]["message"]
+        assert other.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1", ""])
+def test_this_machine_by_any_address(client: TestClient, address: str) -> None:
+    with TestClient(client.app, "http://127.0.0.1:8000", client=(address, 50000)) as same:
+        assert same.get("/v1/models").status_code == 200
 
 
 @pytest.mark.parametrize("host", FOREIGN)
