@@ -23,13 +23,14 @@ _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(/\d+|@[A-Za-z0-9_-]+)?")
 class Places:
     """`allowed`: directories and URIs (`/models`, `s3://bucket/prefix`), with all that is below; every place as long as
     `unguarded` says so. Registered models, which `registered` knows, the directory that is `served`, and the server's
-    own log are always allowed.
+    own log are always allowed. `own`: where the server keeps its files; an allowed place above does not open them.
     """
 
     allowed: Sequence[str]
     registered: Callable[[str], bool]
     unguarded: Callable[[], bool] = lambda: False
     served: Path | None = None
+    own: Sequence[str] = ()
 
     def check(self, field: str, place: str, use: Use) -> None:
         """Raises SpecError."""
@@ -51,7 +52,13 @@ class Places:
         """`..` is nowhere needed, and after a wildcard nobody could say where it leads."""
         if ".." in re.split(r"[/\\]", place) or (use != "log" and _WILD.search(place)):
             return False
-        return any(_below(place, root) for root in self.allowed)
+        return any(_below(place, root) and not self._reaches_own(place, root) for root in self.allowed)
+
+    def _reaches_own(self, place: str, root: str) -> bool:
+        """Below `own`, or with a wildcard above it. Whoever allows a place within it means that."""
+        fixed = _WILD.split(place)[0].rpartition("/")[0] if _WILD.search(place) else place
+        theirs = [own for own in self.own if _below(own, root)]
+        return any(_below(place, own) or _below(own, fixed) for own in theirs)
 
 
 def _below(place: str, root: str) -> bool:

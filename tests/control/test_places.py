@@ -56,6 +56,26 @@ def test_refused(places: Places, tmp_path: Path, place: str, use: Any) -> None:
     assert not allowed(places, place.replace("{here}", str(tmp_path)), use)
 
 
+@pytest.mark.parametrize(
+    ("place", "use"),
+    [
+        ("{here}/bco/files/x/content.jsonl", "log"), ("{here}/bco/files/*/content.jsonl", "log"),
+        ("{here}/*/files/*/content.jsonl", "log"), ("{here}/b*", "log"), ("{here}/bco/models", "write"),
+        ("{here}/bco", "write"), ("{here}", "log"), ("s3://bucket/bco/records/x", "log"), ("s3://bucket/*/x", "log"),
+    ],
+)  # fmt: skip
+def test_what_is_above_the_servers_own_files_does_not_open_them(tmp_path: Path, place: str, use: Any) -> None:
+    (tmp_path / "bco").mkdir()
+    own = [f"{tmp_path}/bco", "s3://bucket/bco"]
+    assert not allowed(
+        Places([str(tmp_path), "s3://bucket"], lambda _: False, own=own), place.format(here=tmp_path), use
+    )
+    places = Places([str(tmp_path), "s3://bucket", f"{tmp_path}/bco/logs"], lambda _: False, own=own)
+    assert allowed(places, f"{tmp_path}/logs/*.jsonl", "log")
+    assert allowed(places, f"{tmp_path}/bco/logs/*.jsonl", "log")
+    assert allowed(places, "s3://bucket/votes/*.jsonl", "log")
+
+
 def test_the_directory_that_is_served_may_be_trained_and_nothing_in_it(tmp_path: Path) -> None:
     places = Places([], lambda _: False, served=tmp_path)
     assert allowed(places, str(tmp_path), "model")
