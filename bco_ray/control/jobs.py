@@ -24,8 +24,8 @@ from bco_ray.control.job import (
 )
 from bco_ray.control.states import ENDED, MOVES, Status, sources
 from bco_ray.errors import ConflictError, StorageError
-from bco_ray.storage.database import reading, writing
-from bco_ray.storage.feedback_rows import NotFoundError, is_storable
+from bco_ray.storage.database import one_at_a_time, reading, writing
+from bco_ray.storage.feedback_rows import NotFoundError, is_storable, storable
 from bco_ray.storage.job_tables import job_events, jobs
 
 _AUDITED = ("model", "training_file", "suffix")
@@ -130,10 +130,10 @@ class JobStore:
 
     def move(
         self, job_id: str, status: Status, *news: News, project: str | None = None, seen: Job | None = None,
-        deed: Deed | None = None, **changes: Any,
+        was: Status | None = None, deed: Deed | None = None, **changes: Any,
     ) -> Job:  # fmt: skip
-        """The job in its new state, which `news` tell of. With `seen` only if it is still as there. `deed`: for the
-        audit log, if somebody wanted it so.
+        """The job in its new state, which `news` tell of. With `seen` only if it is still as there, with `was` only
+        from that state. `deed`: for the audit log, if somebody wanted it so.
 
         Raises NotFoundError, IllegalMoveError naming the state it is in, ConflictError if it is not as `seen`.
         """
@@ -141,7 +141,7 @@ class JobStore:
             if seen is not None:
                 _require_same(connection, seen)
             before = _get(connection, job_id, project, lock=True)
-            if before.status not in sources(status):
+            if before.status not in sources(status) or was not in (None, before.status):
                 raise IllegalMoveError(f"{job_id} is {before.status} and cannot become {status}.")
             job = _change(connection, job_id, status=status, **_times(before, status), **changes)
             _add_events(connection, job_id, news)
@@ -199,6 +199,7 @@ def _check_room(connection: sa.Connection, order: Order, room: WaitingRoom) -> N
         f"project {order.project}": (jobs.c.project == order.project, room.of_project),
         "this key": (jobs.c.created_by == order.created_by, room.of_key),
     }
+    one_at_a_time(connection, f"jobs of {order.project}")
     for who, (theirs, limit) in whose.items():
         if limit is None:
             continue
@@ -241,7 +242,9 @@ def _require_same(connection: sa.Connection, seen: Job) -> None:
 
 
 def _change(connection: sa.Connection, job_id: str, **changes: Any) -> Job:
-    connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**changes))
+    """Some of it is what a driver wrote, about files that may hold anything."""
+    values = {name: storable(value) for name, value in changes.items()}
+    connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**values))
     return _get(connection, job_id, None)
 
 
@@ -254,14 +257,15 @@ def _times(before: Job, status: Status) -> Json:
 
 def _add_events(connection: sa.Connection, job_id: str, news: Collection[News]) -> None:
     for one in news:
-        row = {"message": one.message, "level": one.level, "type": one.type, "data": dict(one.data or {})}
+        message, data = storable(one.message), storable(dict(one.data or {}))
+        row = {"message": message, "level": one.level, "type": one.type, "data": data}
         values = {"id": new_id("ftevent"), "job_id": job_id, "created_at": time.time(), **row}
         connection.execute(sa.insert(job_events).values(values))
 
 
 def _event_seq(connection: sa.Connection, job_id: str, event_id: str) -> int:
     same = sa.and_(job_events.c.id == event_id, job_events.c.job_id == job_id)
-    seq = connection.execute(sa.select(job_events.c.seq).where(same)).scalar()
+    seq = connection.execute(sa.select(job_events.c.seq).where(same)).scalar() if is_storable(event_id) else None
     if seq is None:
         raise NotFoundError(f"{event_id}: no such event of {job_id}.")
     return int(seq)

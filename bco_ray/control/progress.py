@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,12 @@ class Follower:
         waiting = bool(details["waiting_for"])
         charged = spent.until(until, gpus, sum(self._tokens[job.id].values()), waiting=waiting)
         return {**details, "spent": charged if running else Spent(**charged).paused()}
+
+    def keep(self, job_ids: Collection[str]) -> None:
+        """Of these; of others there is nothing more to come."""
+        for job_id in [*self._tails, *self._tokens]:
+            if job_id not in job_ids:
+                self.forget(job_id)
 
     def forget(self, job_id: str) -> None:
         """The job has ended."""

@@ -94,6 +94,12 @@ def cluster_address() -> str:
     return address
 
 
+def cluster_session() -> str:
+    """The cluster itself: the heads of two may have the same address, each on a network of its own."""
+    name: str = ray.get_runtime_context().get_session_name()
+    return f"{cluster_address()} {name}"
+
+
 def stop_running(seconds: float) -> int:
     """Ask all drivers of jobs on this cluster to end with a checkpoint, wait so long at most, and say how many ran."""
     client = JobSubmissionClient(cluster_address())

@@ -78,6 +78,7 @@ class Reconciler:
             except Exception as error:  # noqa: BLE001  whatever is wrong with it, the others are looked after
                 self._follower.forget(job.id)  # what it read may not have become events
                 self._troubled(job, error)
+        self._follower.keep({job.id for job in unsettled})
         self._metrics.looked(unsettled, self._storage)
 
     def _settle(self, job: Job) -> None:
@@ -92,14 +93,17 @@ class Reconciler:
     def _validate(self, job: Job) -> None:
         """The spec is written down for the driver, who looks at the data itself."""
         try:
-            spec = parse_spec(job.spec, where=job.id)
+            self._write_down(job)
         except SpecError as error:  # it was accepted by another version of this program
             self._fail(job, "spec_error", str(error), running=False)
             return
-        directory = JobDirectory(self._storage, job.id)
+        self._store.move(job.id, "queued", News("Files validated, moving job to queued state."), seen=job)
+
+    def _write_down(self, job: Job) -> None:
+        """Raises SpecError."""
+        spec, directory = parse_spec(job.spec, where=job.id), JobDirectory(self._storage, job.id)
         files.write_bytes(directory.spec, dump_spec(spec).encode())
         directory.write("origin", {"project": job.project, "traceparent": job.details.get("traceparent")})
-        self._store.move(job.id, "queued", News("Files validated, moving job to queued state."), seen=job)
 
     def _known(self, job: Job) -> Known:
         directory = JobDirectory(self._storage, job.id)
@@ -164,6 +168,8 @@ class Reconciler:
         return next(full, None)
 
     def _send(self, job: Job) -> None:
+        if not JobDirectory(self._storage, job.id).spec.is_file():  # another cluster, with a state of its own, had it
+            self._write_down(job)
         try:
             self._cluster.submit(job.submission or "", job.id, job.attempt)
         except ClusterError as error:

@@ -16,6 +16,7 @@ from bco_ray.config.training import CIRCUMSTANCES
 from bco_ray.control.budget import Budget
 from bco_ray.control.places import Use
 from bco_ray.errors import SpecError
+from bco_ray.storage.feedback_rows import require_storable
 from bco_ray.web.errors import unsupported
 
 Json = dict[str, Any]
@@ -54,6 +55,14 @@ class Hyperparameters(BaseModel):
     beta: Positive | Auto = "auto"
 
 
+class _Settings(BaseModel):
+    """Of a method."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hyperparameters: Hyperparameters | None = None
+
+
 class Method(BaseModel):
     """`{"type": "bco", "bco": {"hyperparameters": {...}}}`: under the method's own name, as OpenAI has it."""
 
@@ -73,8 +82,8 @@ class Method(BaseModel):
 
     def hyperparameters(self) -> Hyperparameters:
         """Raises ValidationError."""
-        own = (self.model_extra or {}).get(self.type) or {}
-        return Hyperparameters.model_validate(own.get("hyperparameters") or {} if isinstance(own, dict) else own)
+        own = (self.model_extra or {}).get(self.type)
+        return _Settings.model_validate({} if own is None else own).hyperparameters or Hyperparameters()
 
 
 class JobRequest(BaseModel):
@@ -106,6 +115,7 @@ class JobRequest(BaseModel):
         if self.integrations:
             raise unsupported("integrations", "integrations: set output.trackers where the server runs.")
         _refuse_closed(self.spec or {})
+        require_storable(self)
         return self
 
     def asked(self) -> Hyperparameters:
@@ -135,6 +145,7 @@ class RetryRequest(BaseModel):
     @model_validator(mode="after")
     def _possible(self) -> RetryRequest:
         _refuse_closed(self.spec or {})
+        require_storable(self)
         for name in (self.spec or {}).get("training", {}):
             if name not in CIRCUMSTANCES:
                 raise unsupported(

@@ -107,7 +107,7 @@ class JobService:
     def resume(self, job_id: str, project: str | None, actor: str) -> Job:
         """From its newest checkpoint, when there is room. Raises IllegalMoveError, NotFoundError."""
         news, deed = News("The job was resumed."), Deed(actor, "job.resume")
-        return self.jobs.move(job_id, "queued", news, project=project, deed=deed)
+        return self.jobs.move(job_id, "queued", news, project=project, was="paused", deed=deed, again_at=None)
 
     def _order(
         self, spec: JobSpec, sent: dict[str, Any], digest: str, request: JobRequest | RetryRequest,

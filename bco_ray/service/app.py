@@ -37,7 +37,7 @@ from bco_ray.control.lease import Lease
 from bco_ray.control.metrics import JobMetrics
 from bco_ray.control.outgoing import Sender
 from bco_ray.control.places import Places
-from bco_ray.control.ray_jobs import RayJobs, cluster_address
+from bco_ray.control.ray_jobs import RayJobs, cluster_session
 from bco_ray.control.reconciler import Reconciler, Room
 from bco_ray.control.service import JobService
 from bco_ray.control.states import Status
@@ -105,7 +105,8 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore, meters: Mete
         audit_routes.router(log, caller=require("audit")),
         console_routes.router(),
     ]
-    larger = {"/v1/files": files_routes.MAX_UPLOAD_BYTES, "/v1/fine_tuning/jobs": job_routes.MAX_BODY_BYTES}
+    asked = ("/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/estimate")
+    larger = {"/v1/files": files_routes.MAX_UPLOAD_BYTES, **dict.fromkeys(asked, job_routes.MAX_BODY_BYTES)}
     return Extension(routers, job_routes.as_api_error, larger, partial(write_down, log))
 
 
@@ -121,6 +122,7 @@ def _places(args: ServiceArgs, keys: KeyStore) -> Places:
         registered=lambda name: bool(registry.versions(name)),
         unguarded=lambda: named is None and not keys.any(),
         served=args.model_dir,
+        own=[str(args.storage), str(args.home)],
     )
 
 
@@ -156,7 +158,7 @@ class Jobs:
         upkeep = Upkeep(FileStore(engine, args.storage / "files"), webhooks)
         registry, log = Registry(args.storage), FeedbackLog.open(args.home)
         canaries = Canaries(registry, Trials(registry, log.engine), AuditLog(engine))
-        turn = Lease(engine, "jobs", cluster_address())
+        turn = Lease(engine, "jobs", cluster_session())
         self._looked = time.monotonic()
         tasks = [
             every(_LOOK_SECONDS, partial(self._look, turn, reconciler), "the jobs cannot be looked after"),
@@ -166,7 +168,8 @@ class Jobs:
         ]
         if args.archive is not None:
             archive = Archive(store, args.home, args.archive)
-            tasks.append(every(_ARCHIVE_SECONDS, archive.run_once, "the archive cannot be kept"))
+            kept = partial(in_turn, turn, archive.run_once)
+            tasks.append(every(_ARCHIVE_SECONDS, kept, "the archive cannot be kept"))
         self._tasks = [asyncio.create_task(task) for task in tasks]
 
     async def check_health(self) -> None:

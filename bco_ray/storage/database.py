@@ -25,9 +25,6 @@ BUSY_TIMEOUT_SECONDS = 30
 REVISION = "0003"
 """The newest of `migrations/versions`."""
 
-_MIGRATING = 0xBC0
-"""The number of PostgreSQL's advisory lock for migrations."""
-
 
 def open_database(storage: Path, url: str | None = None) -> sa.Engine:
     """An engine on `<storage>/bco.db`, or on what `url` (sqlite:/// or postgresql://) names, with all tables there.
@@ -80,20 +77,25 @@ def the_only_writer(url: sa.URL) -> AbstractContextManager[None]:
     return files.locked(path, busy=busy, seconds=BUSY_TIMEOUT_SECONDS)
 
 
+def one_at_a_time(connection: sa.Connection, what: str) -> None:
+    """Others who ask for the same wait here until this transaction has ended. A writer on SQLite is alone anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(f"bco: {what}", 0))))
+
+
 @contextmanager
 def translated(engine: sa.Engine) -> Iterator[None]:
-    """The database's own errors (locked, full, not a database) as StorageError."""
+    """The database's own errors (locked, full, not a database, no free connection) as StorageError."""
     try:
         yield
-    except sa.exc.DBAPIError as error:
-        raise StorageError(f"{engine.url.render_as_string()}: {str(error.orig).strip()}") from error
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        raise StorageError(f"{engine.url.render_as_string()}: {str(getattr(error, 'orig', error)).strip()}") from error
 
 
 def _migrate(engine: sa.Engine) -> None:
     """Bring the tables up to REVISION, if they are not. One process at a time."""
     with writing(engine) as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
+        one_at_a_time(connection, "migrations")
         found = _revision(connection)
         if found == REVISION:
             return

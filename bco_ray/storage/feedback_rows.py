@@ -145,6 +145,19 @@ def is_storable(value: JsonValue) -> bool:
     return _why_not_storable(value) is None
 
 
+def storable(value: JsonValue) -> JsonValue:
+    """What was said elsewhere and cannot be refused, so that it can be stored: bad characters as escapes."""
+    if isinstance(value, str):
+        return _escaped(value)
+    if isinstance(value, list):
+        return [storable(one) for one in value]
+    return {_escaped(k): storable(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\0", "\\0").encode(errors="backslashreplace").decode()
+
+
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """In JSON; after an odd number of backslashes it is a text that says so."""
 

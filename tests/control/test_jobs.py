@@ -149,6 +149,17 @@ def test_a_project_has_a_limit_of_waiting_jobs(store: JobStore) -> None:
     assert store.create(order(3, project="other"), WaitingRoom(2))[1]
 
 
+def test_the_limit_holds_for_many_at_once(store: JobStore) -> None:
+    def create(number: int) -> bool:
+        try:
+            return store.create(order(number), WaitingRoom(3))[1]
+        except TooManyJobsError:
+            return False
+
+    with ThreadPoolExecutor(12) as pool:
+        assert sum(pool.map(create, range(24))) == 3
+
+
 def test_what_needs_looking_after(store: JobStore) -> None:
     done = job(store, "queued", "running", "succeeded")
     waiting = job(store, "queued")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,9 @@ def test_a_driver_and_its_workers_know_whose_their_log_lines_are(monkeypatch: py
     vars(jobs)["_client"] = SimpleNamespace(get_job_status=unknown, submit_job=lambda **options: sent.update(options))
     monkeypatch.setenv("BCO_LOG_FORMAT", "json")
     jobs.submit("ftjob-1-2", "ftjob-1", 2)
+    assert sent["entrypoint"] == f"{sys.executable} -m bco_ray.pipeline.driver /storage ftjob-1 2"
+    assert set(sent) == {"entrypoint", "submission_id", "runtime_env", "metadata"}  # no GPU, no CPU
+    assert set(sent["runtime_env"]) == {"env_vars"}
     environment = sent["runtime_env"]["env_vars"]
     assert environment["BCO_LOG_FORMAT"] == "json"
     assert json.loads(environment["BCO_LOG_CONTEXT"]) == {"job_id": "ftjob-1", "attempt": 2}

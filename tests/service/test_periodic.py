@@ -41,7 +41,7 @@ def test_an_error_is_told_and_the_next_turn_comes(caplog: pytest.LogCaptureFixtu
 
 def test_jobs_looks_sweeps_and_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside jobs: a cancelled one needs no cluster to lie in the archive, an upload that broke off goes."""
-    monkeypatch.setattr("bco_ray.service.app.cluster_address", lambda: "here")  # asked for, Ray would start one
+    monkeypatch.setattr("bco_ray.service.app.cluster_session", lambda: "here")  # asked for, Ray would start one
     engine = open_database(tmp_path)
     request = JobRequest(model="/models/base", training_file="votes.jsonl")
     spec = spec_of(request, "ftjob-1", str(tmp_path), log="votes.jsonl", register_as="bot").model_dump(mode="json")

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from openai.types.fine_tuning import FineTuningJob
 
 from bco_ray.control.deciding import RayState
+from bco_ray.control.http.job_routes import MAX_BODY_BYTES
 from bco_ray.control.keys import KeyStore, Limits
 from bco_ray.control.reconciler import Reconciler
 from bco_ray.control.webhooks import WebhookStore
@@ -62,10 +63,17 @@ class Site:
         return openai.OpenAI(base_url="http://testserver/v1", api_key=key, http_client=http, max_retries=0)
 
 
+ON_BOTH = pytest.mark.parametrize("site", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-def site(tmp_path: Path, no_models: Any) -> Iterator[Site]:
-    args = ServiceArgs(model_id="m/1", model_dir=tmp_path, storage=tmp_path, allowed_places=["/models"])
-    engine, keys, log = open_database(tmp_path), KeyStore.open(tmp_path), FeedbackLog.open(tmp_path)
+def site(request: pytest.FixtureRequest, tmp_path: Path, no_models: Any) -> Iterator[Site]:
+    database = request.getfixturevalue("postgresql") if getattr(request, "param", "") == "postgresql" else None
+    args = ServiceArgs(
+        model_id="m/1", model_dir=tmp_path, storage=tmp_path, database=database, allowed_places=["/models"]
+    )
+    engine, keys = open_database(tmp_path, database), KeyStore.open(tmp_path, database)
+    log = FeedbackLog.open(tmp_path)
     app = create_api(no_models, log, keys=keys, more=extension(args, engine, keys))
     says: dict[str, RayState] = {}
     cluster: Any = SimpleNamespace(
@@ -135,6 +143,7 @@ def test_roles(site: Site, role: str, method: str, path: str, may: bool) -> None
         assert reply.json()["error"]["code"] == "insufficient_permissions"
 
 
+@ON_BOTH
 def test_a_project_sees_its_own_and_nothing_else(site: Site) -> None:
     ours, theirs = site.client(site.key("submit")), site.client(site.key("submit", "rival"))
     job, file = create(ours), ours.files.create(file=("v.jsonl", VOTES), purpose="fine-tune")
@@ -217,6 +226,7 @@ def votes_row(number: int, label: bool) -> Record:
 # --- the life of a job -----------------------------------------------------------------------------------------------
 
 
+@ON_BOTH
 def test_from_upload_to_model(site: Site) -> None:
     client = site.client(site.key("submit"))
     file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
@@ -248,6 +258,78 @@ def test_from_upload_to_model(site: Site) -> None:
     assert list(client.fine_tuning.jobs.checkpoints.list(job.id)) == []
 
 
+@ON_BOTH
+def test_lists_come_a_page_at_a_time(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    made = [create(client).id for _ in range(5)]
+    assert [one.id for one in client.fine_tuning.jobs.list(limit=2)] == made[::-1]
+    run = site.storage / "runs" / "job-1"
+    JobDirectory(site.storage, made[0]).write("resolved", {"spec": {}, "run": str(run)})
+    for step in (2, 4, 6):
+        write_checkpoint(str(run / "checkpoints"), step, identity={})
+    assert [one.step_number for one in client.fine_tuning.jobs.checkpoints.list(made[0], limit=2)] == [6, 4, 2]
+
+
+def test_errors_are_the_clients_own_classes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, unknown = site.client(site.key("submit", queued_jobs=1)), f"ftjob-{'0' * 24}"
+    huge = {"metadata": {"a": "b" * MAX_BODY_BYTES}}
+    with pytest.raises(openai.AuthenticationError, match="unknown, expired or revoked"):
+        site.client("sk-bco-0_0").fine_tuning.jobs.list()
+    with pytest.raises(openai.PermissionDeniedError):
+        create(site.client(site.key("read")))
+    with pytest.raises(openai.NotFoundError):
+        submit.fine_tuning.jobs.retrieve(unknown)
+    with pytest.raises(openai.BadRequestError):
+        create(submit, training_file="/etc/passwd")
+    with pytest.raises(openai.UnprocessableEntityError):
+        create(submit, extra_body={"runtime_env": {"pip": ["x"]}})
+    with pytest.raises(openai.APIStatusError, match="exceeds") as too_large:
+        create(submit, **huge)
+    assert too_large.value.status_code == 413
+    job = create(submit)
+    with pytest.raises(openai.ConflictError):
+        submit.fine_tuning.jobs.resume(job.id)
+    with pytest.raises(openai.RateLimitError, match="jobs waiting"):
+        create(submit)
+    with monkeypatch.context() as broken:
+        broken.setattr("bco_ray.control.jobs.JobStore.get", failing)
+        with pytest.raises(openai.InternalServerError, match="try again"):
+            submit.fine_tuning.jobs.retrieve(job.id)
+    hasty = site.client(site.key("read", requests_per_minute=1))
+    hasty.fine_tuning.jobs.list()
+    with pytest.raises(openai.RateLimitError, match="1 requests a minute"):
+        hasty.fine_tuning.jobs.list()
+
+
+def failing(*_: Any) -> None:
+    raise StorageError("the disk is full")
+
+
+@ON_BOTH
+@pytest.mark.parametrize("text", ["\0", "\ud800"])
+def test_what_no_database_holds_is_refused_wherever_it_stands(site: Site, text: str) -> None:
+    http = site.http(site.key("submit"))
+    body = {"model": "/models/base", "training_file": "feedback"}
+    for more in ({"spec": {"data": {"score": text}}}, {"spec": {"data": {"label_map": {text: True}}}},
+                 {"metadata": {"a": text}}, {"method": {"type": "bco", "bco": {text: 1}}}, {"model": f"/models/{text}"},
+                 {"suffix": text}):  # fmt: skip
+        sent = json.dumps({**body, **more}).encode()
+        for route in ("jobs", "jobs/estimate"):
+            reply = http.post(f"/v1/fine_tuning/{route}", content=sent, headers={"content-type": "application/json"})
+            assert reply.status_code == 422, reply.text
+    assert http.get("/v1/fine_tuning/jobs").json()["data"] == []
+    job = create(site.client(http.headers["authorization"].removeprefix("Bearer ")))
+    assert http.get(f"/v1/fine_tuning/jobs/{job.id}/events?after=%00").status_code in {400, 404}
+    for _ in range(3):
+        site.reconciler.run_once()
+    JobDirectory(site.storage, job.id).write("error", {"attempt": 1, "code": "data_error", "message": f"{text}.csv"})
+    site.says[f"{job.id}-1"] = "failed"
+    site.reconciler.run_once()
+    ended = http.get(f"/v1/fine_tuning/jobs/{job.id}").json()
+    assert (ended["status"], ended["error"]["message"]) == ("failed", f"{ascii(text)[1:-1]}.csv".replace("x00", "0"))
+
+
+@ON_BOTH
 def test_a_file_stays_as_long_as_a_job_needs_it(site: Site) -> None:
     client = site.client(site.key("submit"))
     file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
@@ -259,6 +341,7 @@ def test_a_file_stays_as_long_as_a_job_needs_it(site: Site) -> None:
     assert client.files.delete(file.id).deleted
 
 
+@ON_BOTH
 def test_pause_resume_cancel(site: Site) -> None:
     client = site.client(site.key("submit"))
     job = create(client)
@@ -281,6 +364,7 @@ def retry(client: openai.OpenAI, job_id: str, **body: Any) -> Any:
     return client.post(f"/fine_tuning/jobs/{job_id}/retry", body=body, cast_to=FineTuningJob)
 
 
+@ON_BOTH
 def test_a_job_that_ended_is_done_again_from_a_checkpoint(site: Site) -> None:
     client = site.client(site.key("submit"))
     file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
@@ -334,6 +418,13 @@ def test_a_create_that_is_sent_again_is_answered_though_its_file_is_gone(site: S
     assert create(client, training_file=file.id, extra_headers=headers).id == job.id
 
 
+@pytest.mark.parametrize("own", [{"hyperparameter": {"n_epochs": 9}}, {"hyperparameters": {}, "x": 1}, [], "x"])
+def test_a_methods_settings_have_no_other_names(site: Site, own: Any) -> None:
+    with pytest.raises(openai.UnprocessableEntityError):
+        create(site.client(site.key("submit")), method={"type": "bco", "bco": own})
+
+
+@ON_BOTH
 def test_a_key_has_a_limit_of_waiting_jobs(site: Site) -> None:
     client = site.client(site.key("submit", queued_jobs=2))
     create(client)
@@ -350,6 +441,7 @@ def test_the_multiplier_is_told_and_meant(site: Site) -> None:
     assert job.spec["training"]["learning_rate_multiplier"] == 2
 
 
+@ON_BOTH
 def test_a_retried_create_is_the_same_job(site: Site) -> None:
     client = site.client(site.key("submit"))
     headers = {"Idempotency-Key": "k"}
@@ -592,6 +684,7 @@ def test_the_audit_log_is_the_admins_and_of_their_project(site: Site) -> None:
         assert not (set(made) - {me}) & set(keys)
 
 
+@ON_BOTH
 def test_the_audit_log_a_page_at_a_time(site: Site) -> None:
     admin = site.key("admin")
     made = [create(site.client(admin)).id for _ in range(3)]

@@ -116,4 +116,6 @@ def _metadata(request: Request) -> dict[str, str]:
     wanted = {name[len("metadata[") : -1]: value for name, value in found.items()}
     if not all(map(is_storable, (*wanted, *wanted.values()))):
         raise ApiError(422, "metadata: holds what no text can.", code="invalid_field", param="metadata")
+    if any(set(name) & {'"', "\\"} for name in wanted):
+        raise ApiError(422, 'metadata: names with " or \\ cannot be asked for.', code="invalid_field", param="metadata")
     return wanted
