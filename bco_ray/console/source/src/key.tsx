@@ -1,7 +1,7 @@
 /** Asks for the API key once the server has said that it needs one. */
 
 import type { TargetedEvent } from "preact";
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { get, inWords } from "./api.ts";
 import { Field, Heading, Trouble } from "./parts/basics.tsx";
 import { forgetKey, keepKey } from "./session.ts";
@@ -10,6 +10,7 @@ export function KeyPage({ why, onKey }: { why: string; onKey: () => void }) {
   const [key, setKey] = useState("");
   const [remember, setRemember] = useState(false);
   const [error, setError] = useState<string | null>(why);
+  useEffect(() => setError(why), [why]);
   const [busy, setBusy] = useState(false);
   const enter = async (event: TargetedEvent<HTMLFormElement>) => {
     event.preventDefault();

@@ -1,7 +1,8 @@
-import { useState } from "preact/hooks";
-import { get, inWords, withQuery, type Page } from "../api.ts";
+import { useRef } from "preact/hooks";
+import { firstOf, get, withQuery, type Page } from "../api.ts";
 import { time } from "../format.ts";
-import { Badge, Heading, Nothing, Table, Trouble } from "../parts/basics.tsx";
+import { Badge, Heading, Nothing, Pending, Table } from "../parts/basics.tsx";
+import { say } from "../parts/live.tsx";
 import { useLoaded } from "../parts/loaded.ts";
 import { addressOf } from "../route.ts";
 import { hasEnded, type Job } from "./types.ts";
@@ -10,25 +11,19 @@ const AT_ONCE = 20;
 const EVERY_SECONDS = 4;
 
 export function JobsPage() {
-  const first = useLoaded(
-    (signal) => get<Page<Job>>(withQuery("/v1/fine_tuning/jobs", { limit: AT_ONCE }), signal),
+  const wanted = useRef(AT_ONCE);
+  // All that are shown are asked for each time: so none falls between two pages, and none stands there as it was.
+  const found = useLoaded(
+    (signal) => firstOf<Job>(wanted.current, (query) => get<Page<Job>>(withQuery("/v1/fine_tuning/jobs", query), signal)),
     [],
     (page) => (page && page.data.every(hasEnded) ? 5 * EVERY_SECONDS : EVERY_SECONDS),
   );
-  const [older, setOlder] = useState<Page<Job>[]>([]);
-  const [error, setError] = useState<string | null>(null);
-  const last = older.at(-1) ?? first.value;
-  const more = async () => {
-    setError(null);
-    try {
-      const after = last?.data.at(-1)?.id ?? "";
-      const page = await get<Page<Job>>(withQuery("/v1/fine_tuning/jobs", { limit: AT_ONCE, after }));
-      setOlder((before) => [...before, page]);
-    } catch (problem) {
-      setError(inWords(problem));
-    }
+  const jobs = found.value?.data ?? [];
+  const more = () => {
+    wanted.current = jobs.length + AT_ONCE;
+    say("Loading older jobs.");
+    found.again();
   };
-  const jobs = distinct([...(first.value?.data ?? []), ...older.flatMap((page) => page.data)]);
   const create = (
     <a class="primary" href={addressOf("jobs", "new")}>
       New job
@@ -37,8 +32,8 @@ export function JobsPage() {
   return (
     <>
       <Heading actions={create}>Jobs</Heading>
-      <Trouble error={first.error ?? error} />
-      {first.value && !jobs.length && <Nothing>No job yet. A job trains a model on votes.</Nothing>}
+      <Pending of={found} what="jobs" />
+      {found.value && !jobs.length && <Nothing>No job yet. A job trains a model on votes.</Nothing>}
       {jobs.length > 0 && (
         <Table caption="Jobs, the newest first" head={["Job", "Status", "Model", "Result", "Created", "Metadata"]}>
           {jobs.map((job) => (
@@ -46,7 +41,7 @@ export function JobsPage() {
           ))}
         </Table>
       )}
-      {last?.has_more && (
+      {found.value?.has_more && (
         <div class="actions">
           <button type="button" onClick={more}>
             Older jobs
@@ -76,9 +71,4 @@ function JobRow({ job }: { job: Job }) {
       <td>{metadata.join(" ") || "–"}</td>
     </tr>
   );
-}
-
-/** A job that came while older pages were fetched is on two of them. */
-function distinct(jobs: Job[]): Job[] {
-  return [...new Map(jobs.map((job) => [job.id, job])).values()];
 }

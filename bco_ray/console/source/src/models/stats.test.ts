@@ -11,7 +11,7 @@ test("an interval is the one of the textbook", () => {
   expect(interval(0, 0)).toEqual([0, 1]);
   expect(interval(5, 5)[1]).toBe(1);
   expect(rate({ id: "m/1", up: 720, down: 480 })).toBe("60 % of 1,200 (57 to 63 %)");
-  expect(rate(undefined)).toBe("no votes");
+  expect([rate(undefined), rate(undefined, "loading"), rate({ id: "m/1", up: 1, down: 0 }, "failed")]).toEqual(["no votes", "…", "not known"]);
 });
 
 test("metrics of several versions", () => {

@@ -25,6 +25,23 @@ export function Trouble({ error }: { error: string | null }) {
   ) : null;
 }
 
+/** What is not there yet, and what did not come; nothing once it is there. */
+export function Pending({ of, what }: { of: { value: unknown; error: string | null; again?: () => void }; what: string }) {
+  if (of.error) {
+    return (
+      <>
+        <Trouble error={of.error} />
+        {of.again && (
+          <button type="button" onClick={of.again}>
+            Try again
+          </button>
+        )}
+      </>
+    );
+  }
+  return of.value === null ? <p class="nothing">Loading {what} …</p> : null;
+}
+
 export function Nothing({ children }: { children: ComponentChildren }) {
   return <p class="nothing">{children}</p>;
 }
