@@ -198,3 +198,18 @@ def test_a_wrong_key_is_refused_and_a_right_one_is_kept_for_the_tab(
     page.get_by_role("button", name="Enter").click()
     page.get_by_text("Ask something.").wait_for()
     assert page.locator(".prompt").count() == 0
+
+
+def test_who_signs_out_is_signed_out_in_other_tabs(open_site: Callable[..., Any], new_page: Callable[..., Any]) -> None:
+    site, page = open_site(guarded=True), new_page()
+    page.goto(site.url)
+    page.get_by_label("Key", exact=True).fill(site.key)
+    page.get_by_label("Remember it in this browser").check()
+    page.get_by_role("button", name="Enter").click()
+    ask(page, "A secret?")
+    words(page, "Hello from 1").wait_for()
+    other = page.context.new_page()
+    other.goto(site.url)
+    other.get_by_role("button", name="Sign out").click()
+    page.get_by_role("alert").filter(has_text="You are signed out.").wait_for()
+    assert page.get_by_text("A secret?").count() == 0

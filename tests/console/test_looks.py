@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from bco_ray.testing.evaluations import made_evaluation
+
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": {"width": 1100, "height": 760}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1100, "height": 760}},
@@ -34,6 +36,9 @@ MOST_TRANSFERRED_BYTES = 200_000
 @pytest.fixture(scope="module")
 def job(shared_site: Any) -> str:
     """One that has succeeded, and votes on both versions."""
+    book = shared_site.registry.evaluations("bot")
+    for version, against in ((1, None), (2, "bot/1")):
+        book.add(version, made_evaluation(f"bot/{version}", against=against), {})
     vote = json.dumps({"prompt": "q", "completion": "yes", "label": True})
     with httpx.Client(base_url=shared_site.url, timeout=60) as http:
         for number, version in enumerate(("bot/1", "bot/2") * 12):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -59,10 +60,12 @@ def test_what_was_evaluated_stands_side_by_side(site: Any, new_page: Callable[..
     page.get_by_role("row", name="Evaluated").get_by_text("never").wait_for()
     page.get_by_role("row", name="Compared").get_by_text("wins 0.6 (0.45 to 0.74) of 16 by rule: shorter").wait_for()
     page.get_by_role("row", name="Must-pass prompts").get_by_text("1 of 2; failed: hours").wait_for()
-    (book.add(1, made_evaluation("bot/1"), {}) / "evaluation.json").write_text("{}")
+    damaged = book.add(1, made_evaluation("bot/1"), {})
+    (damaged / "evaluation.json").write_text("{}")
     page.reload()
     page.get_by_role("row", name="Evaluated").get_by_text("cannot be read").wait_for()
     page.get_by_role("row", name="auc 0.7 (0.6 to 0.8)").wait_for()
+    shutil.rmtree(damaged)
 
 
 def test_votes_that_cannot_be_counted_are_not_none(site: Any, new_page: Callable[..., Any]) -> None:

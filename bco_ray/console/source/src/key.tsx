@@ -14,6 +14,7 @@ export function KeyPage({ why, onKey }: { why: string; onKey: () => void }) {
   const [busy, setBusy] = useState(false);
   const enter = async (event: TargetedEvent<HTMLFormElement>) => {
     event.preventDefault();
+    if (busy) return;
     if (!key.trim()) return setError("Paste a key; `bco keys create` makes one and shows it once.");
     setBusy(true);
     keepKey(key.trim(), remember);
@@ -49,7 +50,7 @@ export function KeyPage({ why, onKey }: { why: string; onKey: () => void }) {
         <input type="checkbox" checked={remember} onChange={(event) => setRemember(event.currentTarget.checked)} />
         Remember it in this browser (else until this tab is closed)
       </label>
-      <button type="submit" class="primary" disabled={busy}>
+      <button type="submit" class="primary" aria-disabled={busy}>
         Enter
       </button>
     </form>

@@ -31,6 +31,7 @@ export function Comparison({ turn, at }: { turn: Turn; at: number }) {
   const outcome = useRef<HTMLParagraphElement>(null);
   useEffect(() => outcome.current?.focus(), [told]); // the buttons, of which one had the focus, are gone
   const decide = async (verdict: Verdict) => {
+    if (busy) return;
     setBusy(true);
     setError(null);
     try {
@@ -42,6 +43,7 @@ export function Comparison({ turn, at }: { turn: Turn; at: number }) {
     setBusy(false);
   };
   const show = () => {
+    if (busy) return;
     reveal(at);
     setTold("No vote was cast.");
   };
@@ -62,17 +64,17 @@ export function Comparison({ turn, at }: { turn: Turn; at: number }) {
       {turn.blind && (
         <div class="actions start" role="group" aria-label="Which answer is better?">
           {VERDICTS.map(([verdict, words]) => (
-            <button key={verdict} type="button" disabled={busy || !canBeJudged(turn)} onClick={() => decide(verdict)}>
+            <button key={verdict} type="button" disabled={!canBeJudged(turn)} aria-disabled={busy} onClick={() => decide(verdict)}>
               {words}
             </button>
           ))}
-          <button type="button" class="quiet" disabled={busy || turn.answers.some(isOpen)} onClick={show}>
+          <button type="button" class="quiet" disabled={turn.answers.some(isOpen)} aria-disabled={busy} onClick={show}>
             Show who is who, without a vote
           </button>
         </div>
       )}
       {!turn.blind && told && (
-        <p class="note" tabIndex={-1} ref={outcome} role="status">
+        <p class="note" tabIndex={-1} ref={outcome}>
           {told} {turn.answers.map((answer, index) => `Answer ${"AB"[index]} is by ${answer.model ?? answer.asked}.`).join(" ")}
         </p>
       )}
@@ -186,7 +188,7 @@ function Remark({ busy, onSend }: { busy: boolean; onSend: (comment: string, cor
       <form onSubmit={send}>
         {area("Comment", 4096, comment, setComment)}
         {area("What it should have said", 65536, correction, setCorrection)}
-        <button type="submit" disabled={busy || !(comment.trim() || correction.trim())}>
+        <button type="submit" disabled={!(comment.trim() || correction.trim())} aria-disabled={busy}>
           Save with the vote
         </button>
       </form>

@@ -1,6 +1,6 @@
 /** The rows that are not trained on, and why. */
 
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { get, inWords, withQuery, type Page } from "../api.ts";
 import { number, percent, plain } from "../format.ts";
 import { Field, Nothing, Pending, Table, Trouble } from "../parts/basics.tsx";
@@ -16,6 +16,13 @@ export function Refused({ path, reasons, read }: { path: string; reasons: [strin
   const [more, setMore] = useState<{ of: string; pages: Page<RefusedRow>[] }>({ of: "", pages: [] });
   const [error, setError] = useState<string | null>(null);
   const [busy, setBusy] = useState(false);
+  const section = useRef<HTMLElement>(null);
+  const fresh = useRef<number | null>(null);
+  useEffect(() => {
+    if (fresh.current === null) return;
+    section.current?.querySelectorAll<HTMLElement>("article pre")[fresh.current]?.focus(); // the button may be gone
+    fresh.current = null;
+  }, [more]);
   const pages = [...(first.value ? [first.value] : []), ...(more.of === reason ? more.pages : [])];
   const last = pages.at(-1);
   const next = async () => {
@@ -25,14 +32,16 @@ export function Refused({ path, reasons, read }: { path: string; reasons: [strin
     try {
       const query = { ...(reason && { reason }), after: last?.last_id ?? "" };
       const page = await get<Page<RefusedRow>>(withQuery(`${path}/quarantine`, query));
+      const before = pages.flatMap((one) => one.data).length;
       setMore({ of: reason, pages: [...pages.slice(1), page] });
+      fresh.current = before;
     } catch (problem) {
       setError(inWords(problem));
     }
     setBusy(false);
   };
   return (
-    <section aria-labelledby="refused">
+    <section aria-labelledby="refused" ref={section}>
       <h2 id="refused">Votes that are not trained on</h2>
       {!reasons.length && <Nothing>Every vote was kept.</Nothing>}
       {reasons.length > 0 && (

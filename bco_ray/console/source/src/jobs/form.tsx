@@ -143,10 +143,10 @@ function JobForm({ schemas }: { schemas: Schemas }) {
       </details>
       <Trouble error={error} />
       <div class="actions">
-        <button type="button" disabled={busy !== ""} onClick={() => send("estimate")}>
+        <button type="button" aria-disabled={busy !== ""} onClick={() => send("estimate")}>
           {busy === "estimate" ? "Reckoning …" : "What would it take?"}
         </button>
-        <button type="submit" class="primary" disabled={busy !== ""}>
+        <button type="submit" class="primary" aria-disabled={busy !== ""}>
           Create the job
         </button>
       </div>

@@ -1,6 +1,6 @@
-import { useRef } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { firstOf, get, withQuery, type Page } from "../api.ts";
-import { time } from "../format.ts";
+import { count, time } from "../format.ts";
 import { Badge, Heading, Nothing, Pending, Table } from "../parts/basics.tsx";
 import { say } from "../parts/live.tsx";
 import { useLoaded } from "../parts/loaded.ts";
@@ -19,11 +19,19 @@ export function JobsPage() {
     (page) => (page && page.data.every(hasEnded) ? 5 * EVERY_SECONDS : EVERY_SECONDS),
   );
   const jobs = found.value?.data ?? [];
+  const rows = useRef<HTMLDivElement>(null);
+  const shown = useRef<number | null>(null);
   const more = () => {
+    shown.current = jobs.length;
     wanted.current = jobs.length + AT_ONCE;
-    say("Loading older jobs.");
     found.again();
   };
+  useEffect(() => {
+    if (shown.current === null || jobs.length <= shown.current) return;
+    rows.current?.querySelectorAll<HTMLElement>("tbody a")[shown.current]?.focus(); // the first of those that came
+    say(`${count(jobs.length - shown.current, "more job")}.`);
+    shown.current = null;
+  }, [jobs.length]);
   const create = (
     <a class="primary" href={addressOf("jobs", "new")}>
       New job
@@ -34,13 +42,15 @@ export function JobsPage() {
       <Heading actions={create}>Jobs</Heading>
       <Pending of={found} what="jobs" />
       {found.value && !jobs.length && <Nothing>No job yet. A job trains a model on votes.</Nothing>}
-      {jobs.length > 0 && (
-        <Table caption="Jobs, the newest first" head={["Job", "Status", "Model", "Result", "Created", "Metadata"]}>
-          {jobs.map((job) => (
-            <JobRow key={job.id} job={job} />
-          ))}
-        </Table>
-      )}
+      <div ref={rows}>
+        {jobs.length > 0 && (
+          <Table caption="Jobs, the newest first" head={["Job", "Status", "Model", "Result", "Created", "Metadata"]}>
+            {jobs.map((job) => (
+              <JobRow key={job.id} job={job} />
+            ))}
+          </Table>
+        )}
+      </div>
       {found.value?.has_more && (
         <div class="actions">
           <button type="button" onClick={more}>

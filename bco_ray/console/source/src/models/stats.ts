@@ -103,3 +103,9 @@ export function said(move: Record<string, unknown>): string {
   const from = typeof move.was === "number" ? ` (was ${move.was})` : "";
   return `${move.alias} → ${move.version ?? "nothing"}${from}${move.rollback ? ", taken back" : ""}${why}`;
 }
+
+/** What the newest move says. */
+export function lastMove(model: Model): string {
+  const move = model.history.at(-1);
+  return move ? said(move) : "Nothing has moved";
+}

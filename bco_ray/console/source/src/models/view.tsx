@@ -1,5 +1,6 @@
 /** One model: its versions side by side, what its names mean, and moving them. */
 
+import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import { ApiError, get, inWords, post, type Page } from "../api.ts";
 import { number, plain, time } from "../format.ts";
@@ -9,7 +10,7 @@ import { useLoaded, type Loaded } from "../parts/loaded.ts";
 import { addressOf } from "../route.ts";
 import { rowsOf, type Evaluation, type Found } from "./evaluations.ts";
 import { Canary, Promote, Rollback } from "./moves.tsx";
-import { gateText, metricsOf, rate, said, shareOf, trialText, type Model, type Thumbs, type Version } from "./stats.ts";
+import { gateText, lastMove, metricsOf, rate, said, shareOf, trialText, type Model, type Thumbs, type Version } from "./stats.ts";
 
 const FEW = 5;
 
@@ -19,8 +20,9 @@ export function ModelPage({ name }: { name: string }) {
   const thumbs = useLoaded(async (signal) => (await get<Page<Thumbs>>("/v1/feedback/summary", signal)).data, [name, model.value]);
   const move = async (verb: "promote" | "rollback" | "canary", body: unknown) => {
     try {
-      model.set(await post<Model>(`${path}/${verb}`, body));
-      say("Done. The server follows within a moment.");
+      const moved = await post<Model>(`${path}/${verb}`, body);
+      model.set(moved);
+      say(`${lastMove(moved)}. The server follows within a moment.`);
     } catch (error) {
       if (!(error instanceof ApiError) || error.code !== "alias_moved") throw error;
       model.again();
@@ -53,9 +55,10 @@ function Versions({ model, thumbs, onMove }: { model: Model; thumbs: Loaded<Thum
   const [whole, setWhole] = useState(false);
   const counted = thumbs.value ? "known" : thumbs.error ? "failed" : "loading";
   const newest = [...model.versions].sort((a, b) => b.version - a.version);
-  const shown = whole ? newest : newest.filter((one, place) => place < FEW || one.aliases.length > 0);
+  const few = newest.filter((one, place) => place < FEW || one.aliases.length > 0);
+  const shown = whole ? newest : few;
   const evaluations = useEvaluations(model.id, shown);
-  const row = (title: string, cell: (version: Version) => string) => (
+  const row = (title: string, cell: (version: Version) => ComponentChildren) => (
     <tr key={title}>
       <th scope="row">{title}</th>
       {shown.map((version) => (
@@ -75,7 +78,7 @@ function Versions({ model, thumbs, onMove }: { model: Model; thumbs: Loaded<Thum
         {rowsOf(shown.map((version) => evaluations(version))).map(({ title, cells }) => row(title, (version) => cells[shown.indexOf(version)] ?? "–"))}
         {row("Trained on", (version) => votesText(version.votes))}
         {row("From", (version) => plain(version.parent))}
-        {row("Run", (version) => plain(version.run?.split("/").at(-1)))}
+        {row("Run", (version) => runOf(version))}
         {row("Registered", (version) => time(version.registered_at))}
         <tr>
           <th scope="row">Move a name here</th>
@@ -86,9 +89,9 @@ function Versions({ model, thumbs, onMove }: { model: Model; thumbs: Loaded<Thum
           ))}
         </tr>
       </Table>
-      {shown.length < newest.length && (
-        <button type="button" class="quiet" onClick={() => setWhole(true)}>
-          All {newest.length} versions
+      {few.length < newest.length && (
+        <button type="button" class="quiet" aria-expanded={whole} onClick={() => setWhole(!whole)}>
+          {whole ? "Only the newest" : `All ${newest.length} versions`}
         </button>
       )}
     </section>
@@ -119,6 +122,12 @@ async function newest(name: string, { version }: Version, signal: AbortSignal): 
 
 function shareText(share: number | null): string {
   return share === null ? "–" : `${share} %`;
+}
+
+/** A job, where a job was its run. */
+function runOf({ run }: Version): ComponentChildren {
+  const name = run?.split("/").at(-1);
+  return name?.startsWith("ftjob-") ? <a href={addressOf("jobs", name)}>{name}</a> : plain(name);
 }
 
 function votesText(votes: Version["votes"]): string {

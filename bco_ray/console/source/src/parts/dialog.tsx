@@ -36,7 +36,7 @@ export function Confirm({ title, children, yes, danger, onYes, onClose }: Questi
     };
   }, []);
   const answer = async () => {
-    if (asked.current) return; // a double click is faster than a disabled button
+    if (asked.current) return; // a disabled button would lose the focus, and a double click is faster
     asked.current = true;
     setBusy(true);
     setError(null);
@@ -56,10 +56,10 @@ export function Confirm({ title, children, yes, danger, onYes, onClose }: Questi
       {children}
       <Trouble error={error} />
       <div class="actions">
-        <button type="button" disabled={busy} onClick={onClose}>
+        <button type="button" aria-disabled={busy} onClick={() => busy || onClose()}>
           No, leave it
         </button>
-        <button type="button" class={danger ? "danger" : "primary"} disabled={busy} onClick={answer}>
+        <button type="button" class={danger ? "danger" : "primary"} aria-disabled={busy} onClick={answer}>
           {yes}
         </button>
       </div>
