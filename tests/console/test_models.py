@@ -48,7 +48,7 @@ def test_promote_share_and_roll_back(site: Any, new_page: Callable[..., Any]) ->
     page.get_by_role("row", name="bot@prod").get_by_role("cell", name="1", exact=True).wait_for()
     assert site.registry.aliases("bot")["prod"] == 1
     page.get_by_text("Every move").click()
-    page.get_by_text("prod → 1 (was 2), taken back").wait_for()
+    page.get_by_role("listitem").filter(has_text="prod → 1 (was 2), taken back").wait_for()
 
 
 def test_what_was_evaluated_stands_side_by_side(site: Any, new_page: Callable[..., Any]) -> None:
