@@ -11,9 +11,13 @@ class BcoError(Exception):
 
 
 class SpecError(BcoError):
-    """The spec or the command line asks for something that cannot be."""
+    """The spec or the command line asks for something that cannot be. `field`: the spec's (first) that is to blame."""
 
     exit_code = 2
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class DataError(BcoError):

@@ -82,6 +82,7 @@ DOORS = {
         "serving/app",
         "serving/http/api",
         "serving/http/registry_routes",
+        "serving/http/evaluation_routes",
         "serving/http/chat",
         "serving/http/feedback",
         "web/errors",

@@ -165,14 +165,22 @@ class JobStore:
         return job
 
     def events(
-        self, job_id: str, project: str | None = None, *, after: str | None = None, limit: int = 20
+        self,
+        job_id: str,
+        project: str | None = None,
+        *,
+        after: str | None = None,
+        before: str | None = None,
+        limit: int = 20,
     ) -> tuple[list[JobEvent], bool]:
-        """The newest first, those older than `after`; and whether there are more. Raises NotFoundError."""
+        """The newest first, between `before` and `after`; and whether there are more. Raises NotFoundError."""
         query = sa.select(job_events).where(job_events.c.job_id == job_id).order_by(job_events.c.seq.desc())
         with reading(self._engine) as connection:
             _get(connection, job_id, project)
             if after is not None:
                 query = query.where(job_events.c.seq < _event_seq(connection, job_id, after))
+            if before is not None:
+                query = query.where(job_events.c.seq > _event_seq(connection, job_id, before))
             rows = [JobEvent(**row) for row in connection.execute(query.limit(limit + 1)).mappings()]
         return rows[:limit], len(rows) > limit
 

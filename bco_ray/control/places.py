@@ -36,7 +36,7 @@ class Places:
         """Raises SpecError."""
         if self.unguarded() or self._ours(place, use) or self._below_allowed(place, use):
             return
-        raise SpecError(f"{field}: {place}: not among the places this server lets jobs use; ask who runs it.")
+        raise SpecError(f"{field}: {place}: not among the places this server lets jobs use; ask who runs it.", field)
 
     def _ours(self, place: str, use: Use) -> bool:
         if use == "model":

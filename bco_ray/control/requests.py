@@ -185,6 +185,15 @@ def spec_of(request: JobRequest, job_id: str, storage: str, *, log: str, registe
     return parse_spec({"name": job_id, **sections, "output": output}, where="the request")
 
 
+def param_of(field: str | None) -> str | None:
+    """A field of the spec, as a request says it."""
+    if field is None or field in JobRequest.model_fields:
+        return field
+    if field.startswith("data.feedback"):
+        return "training_file"
+    return {"model.base": "model", "output.register_as": "suffix"}.get(field, f"spec.{field}")
+
+
 def _refuse_closed(spec: Mapping[Any, Any]) -> None:
     """Raises ApiError for what is not a request's to say."""
     if not _is_json(spec):

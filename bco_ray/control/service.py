@@ -156,7 +156,8 @@ def _require_votes(spec: JobSpec, path: Path, file_id: str) -> None:
         raise SpecError(
             f"training_file: the conversations in {file_id} have no label; {spec.objective.loss} learns from votes. "
             'Send method {"type": "supervised"} to train on all of them as they are, or give each row a label (true or '
-            "false, for its last message)."
+            "false, for its last message).",
+            "training_file",
         )
 
 

@@ -65,6 +65,11 @@ class JobDirectory:
         """`name` without `.json`."""
         files.write_json(self.path / f"{name}.json", value)
 
+    @property
+    def log_bytes(self) -> int:
+        """How long the log is by now."""
+        return self.log.stat().st_size if self.log.is_file() else 0
+
     def log_text(self, offset: int, limit: int) -> bytes:
         """Up to `limit` bytes of the log from `offset` on."""
         try:

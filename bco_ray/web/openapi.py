@@ -54,6 +54,7 @@ _SENT_WITH = {401: ("Authenticate",), 429: ("RetryAfter",)}
 
 _MEANING = {
     "after": "The id that the page before ended with.",
+    "before": "Only what is newer than the one of this id.",
     "limit": "The page has at most so many.",
     "idempotency-key": "Sent again with the same key: the same thing, not a second one.",
     "x-deadline-seconds": "What the answer may take, below the server's own limit.",

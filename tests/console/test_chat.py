@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -52,8 +53,10 @@ def test_side_by_side_nobody_has_a_name_before_the_vote(site: Any, new_page: Cal
     words(page, "Hello from 2").wait_for()
     assert "bot/" not in turns.inner_text()
     before = len(site.votes())
-    page.get_by_role("button", name="A is better").click()
+    page.get_by_role("button", name="A is better").focus()
+    page.keyboard.press("Enter")
     page.get_by_text("Answer A: bot/").wait_for()
+    assert page.evaluate("document.activeElement.textContent").startswith("Your votes are saved. Answer A is by bot/")
     votes = site.votes()[before:]
     assert sorted(vote.vote.label for vote in votes) == [False, True]
     assert {vote.model for vote in votes} == {"bot/1", "bot/2"}
@@ -70,7 +73,74 @@ def test_what_is_written_stays_text(site: Any, new_page: Callable[..., Any]) -> 
     ask(page, XSS)
     page.locator(".prompt", has_text=XSS).wait_for()
     words(page, XSS).wait_for()
+    page.get_by_role("button", name="Thumb down").click()
+    page.get_by_text("Add a comment or a correction").click()
+    for label in ("Comment", "What it should have said"):
+        page.get_by_label(label).fill(XSS)
+    page.get_by_role("button", name="Save with the vote").click()
+    page.get_by_text("Saved with your words.").wait_for()
+    assert (site.votes()[-1].vote.comment, site.votes()[-1].vote.correction) == (XSS, XSS)
     assert page.locator("main img, main script").count() == 0
+
+
+def test_an_answer_can_be_stopped_and_asked_for_again(site: Any, new_page: Callable[..., Any]) -> None:
+    site.engines["bot/1"].words = ["many "] * 3000
+    page = new_page()
+    page.goto(site.url)
+    page.get_by_label("Version").select_option("bot/1")
+    ask(page, "Tell me all.")
+    words(page, "many many").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("Stopped. What there is can be voted on").wait_for()
+    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
+    assert page.get_by_role("button", name="Stop").count() == 0
+    site.engines["bot/1"].words = ["Hello", " again"]
+    page.get_by_role("button", name="Ask again").click()
+    words(page, "Hello again").wait_for()
+    page.get_by_role("button", name="Thumb up").wait_for()
+
+
+def test_an_answer_that_breaks_off_is_told_to_be_none(site: Any, new_page: Callable[..., Any]) -> None:
+    delta = {"index": 0, "delta": {"content": "Half an"}, "finish_reason": None}
+    chunk = {"id": "chatcmpl-half", "model": "bot/1", "choices": [delta]}
+    page = new_page()
+    page.goto(site.url)
+    page.get_by_label("Version").select_option("bot/1")
+    broken = {"content_type": "text/event-stream", "body": f"data: {json.dumps(chunk)}\n\n"}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**broken))
+    ask(page, "Hello?")
+    page.get_by_role("alert").filter(has_text="The answer broke off").wait_for()
+    words(page, "Half an").wait_for()
+    page.unroute("**/v1/chat/completions")
+    page.get_by_role("button", name="Ask again").click()
+    words(page, "Hello from 1").wait_for()
+    assert page.get_by_role("alert").count() == 0
+
+
+def test_models_that_cannot_be_listed_are_not_none(site: Any, new_page: Callable[..., Any]) -> None:
+    page = new_page()
+    page.route("**/v1/models", lambda route: route.abort())
+    page.goto(site.url)
+    page.get_by_role("alert").filter(has_text="The server does not answer").wait_for()
+    assert page.get_by_text("No model is served.").count() == 0
+    page.unroute("**/v1/models")
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("option", name="bot/2").first.wait_for(state="attached")
+    page.get_by_text("Ask something.").wait_for()
+
+
+def test_an_address_that_is_none_shows_a_page(site: Any, new_page: Callable[..., Any]) -> None:
+    page = new_page()
+    for name in ("constructor", "__proto__", "toString/x"):
+        page.goto(f"{site.url}/#/{name}")
+        page.get_by_role("heading", name="Chat").wait_for()
+
+
+def test_on_a_phone_the_composer_leaves_room_for_answers(site: Any, new_page: Callable[..., Any]) -> None:
+    page = new_page(viewport={"width": 390, "height": 760}, has_touch=True, is_mobile=True)
+    page.goto(site.url)
+    page.get_by_label("Your message").wait_for()
+    assert page.locator(".composer").bounding_box()["height"] < 760 / 5
 
 
 def test_what_goes_wrong_is_said_in_words(site: Any, new_page: Callable[..., Any]) -> None:
@@ -116,6 +186,30 @@ def test_a_wrong_key_is_refused_and_a_right_one_is_kept_for_the_tab(
     page.reload()
     page.get_by_label("Version").wait_for()
     assert page.evaluate("[sessionStorage.length, localStorage.getItem('bco.key')]") == [1, None]
+    ask(page, "A secret?")
+    words(page, "Hello from 1").wait_for()
+    page.get_by_role("combobox", name="Theme").select_option("dark")
     page.get_by_role("button", name="Sign out").click()
     page.get_by_label("Key", exact=True).wait_for()
-    assert page.evaluate("sessionStorage.length") == 0
+    page.get_by_role("alert").filter(has_text="You are signed out.").wait_for()
+    assert page.evaluate("[sessionStorage.length, localStorage.length]") == [0, 0]
+    page.wait_for_function("!document.body.textContent.includes('Hello from 1')")
+    page.get_by_label("Key", exact=True).fill(site.key)
+    page.get_by_role("button", name="Enter").click()
+    page.get_by_text("Ask something.").wait_for()
+    assert page.locator(".prompt").count() == 0
+
+
+def test_who_signs_out_is_signed_out_in_other_tabs(open_site: Callable[..., Any], new_page: Callable[..., Any]) -> None:
+    site, page = open_site(guarded=True), new_page()
+    page.goto(site.url)
+    page.get_by_label("Key", exact=True).fill(site.key)
+    page.get_by_label("Remember it in this browser").check()
+    page.get_by_role("button", name="Enter").click()
+    ask(page, "A secret?")
+    words(page, "Hello from 1").wait_for()
+    other = page.context.new_page()
+    other.goto(site.url)
+    other.get_by_role("button", name="Sign out").click()
+    page.get_by_role("alert").filter(has_text="You are signed out.").wait_for()
+    assert page.get_by_text("A secret?").count() == 0

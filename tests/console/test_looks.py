@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from bco_ray.testing.evaluations import made_evaluation
+
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": {"width": 1100, "height": 760}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1100, "height": 760}},
@@ -34,6 +36,9 @@ MOST_TRANSFERRED_BYTES = 200_000
 @pytest.fixture(scope="module")
 def job(shared_site: Any) -> str:
     """One that has succeeded, and votes on both versions."""
+    book = shared_site.registry.evaluations("bot")
+    for version, against in ((1, None), (2, "bot/1")):
+        book.add(version, made_evaluation(f"bot/{version}", against=against), {})
     vote = json.dumps({"prompt": "q", "completion": "yes", "label": True})
     with httpx.Client(base_url=shared_site.url, timeout=60) as http:
         for number, version in enumerate(("bot/1", "bot/2") * 12):
@@ -66,26 +71,55 @@ def show(page: Any, site: Any, job: str, name: str) -> None:
             page.get_by_role("table").first.wait_for()
 
 
-@pytest.mark.parametrize("look", LOOKS)
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page(site: Any, new_page: Callable[..., Any], job: str, name: str, look: str) -> None:
+def check(page: Any) -> None:
+    """Nothing serious of axe's, and nothing that sticks out."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
-    site.engines["bot/1"].words = ["Open Settings, then Account, and choose “Reset password”."]
-    site.engines["bot/2"].words = ["Sorry, I cannot help with that."]
-    page = new_page(bypass_csp=True, **LOOKS[look])  # axe is put into the page
-    show(page, site, job, name)
-    found = axe.run(page).response["violations"]
     grave = [
         f"{one['id']} ({one['impact']}): {[node['html'][:200] for node in one['nodes']]}"
-        for one in found
+        for one in axe.run(page).response["violations"]
         if one["impact"] in {"serious", "critical"}
     ]
     assert not grave, grave
     width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert width[0] <= width[1], "the page itself does not scroll sideways"
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page(site: Any, new_page: Callable[..., Any], job: str, name: str, look: str) -> None:
+    site.engines["bot/1"].words = ["Open Settings, then Account, and choose “Reset password”."]
+    site.engines["bot/2"].words = ["Sorry, I cannot help with that."]
+    page = new_page(bypass_csp=True, **LOOKS[look])  # axe is put into the page
+    show(page, site, job, name)
+    check(page)
     if (place := os.environ.get("BCO_PICTURES")) and (name, look) in PICTURES:
         page.evaluate("document.activeElement.blur()")
         page.screenshot(path=Path(place) / f"console-{name.replace('/', '-')}-{look}.png")
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_the_page_that_asks_for_a_key(open_site: Callable[..., Any], new_page: Callable[..., Any], look: str) -> None:
+    page = new_page(bypass_csp=True, **LOOKS[look])
+    page.goto(open_site(guarded=True).url)
+    page.get_by_label("Key", exact=True).wait_for()
+    check(page)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_questions(site: Any, new_page: Callable[..., Any], job: str, look: str) -> None:
+    site.registry.promote("bot", 2, "candidate")
+    page = new_page(bypass_csp=True, **LOOKS[look])
+    show(page, site, job, "job")
+    for place, opener in (
+        (f"jobs/{job}", "Retry"), ("models/bot", "Promote bot/2"), ("models/bot", "Roll back prod"),
+        ("models/bot", "Set the share"),
+    ):  # fmt: skip
+        page.goto(f"{site.url}/#/{place}")
+        page.get_by_role("button", name=opener, exact=True).click()
+        page.get_by_role("dialog").wait_for()
+        check(page)
+        page.keyboard.press("Escape")
+        page.get_by_role("dialog").wait_for(state="detached")
 
 
 def test_little_is_sent_and_soon_seen(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 import httpx
+
+from bco_ray.testing.evaluations import made_evaluation
 
 
 def answered(site: Any, version: str, *labels: bool) -> None:
@@ -29,7 +32,7 @@ def test_promote_share_and_roll_back(site: Any, new_page: Callable[..., Any]) ->
     page.goto(f"{site.url}/#/models")
     page.get_by_role("link", name="bot", exact=True).click()
     page.get_by_role("row", name="Thumbs up").get_by_text("67 % of 3 (21 to 94 %)").wait_for()
-    page.get_by_role("row", name="auc 0.8 0.7").wait_for()
+    page.get_by_role("row", name="auc in training 0.8 0.7").wait_for()
     page.get_by_role("row", name="Trained on").get_by_text("90 of 100 votes").first.wait_for()
     page.get_by_role("button", name="Promote bot/2").click()
     page.get_by_label("Name", exact=True).fill("candidate")
@@ -45,7 +48,84 @@ def test_promote_share_and_roll_back(site: Any, new_page: Callable[..., Any]) ->
     page.get_by_role("row", name="bot@prod").get_by_role("cell", name="1", exact=True).wait_for()
     assert site.registry.aliases("bot")["prod"] == 1
     page.get_by_text("Every move").click()
-    page.get_by_text("prod → 1 (was 2), taken back").wait_for()
+    page.get_by_role("listitem").filter(has_text="prod → 1 (was 2), taken back").wait_for()
+
+
+def test_what_was_evaluated_stands_side_by_side(site: Any, new_page: Callable[..., Any]) -> None:
+    book = site.registry.evaluations("bot")
+    book.add(2, made_evaluation("bot/2", against="bot/1"), {})
+    page = new_page()
+    page.goto(f"{site.url}/#/models/bot")
+    page.get_by_role("row", name="auc 0.7 (0.6 to 0.8)").wait_for()
+    page.get_by_role("row", name="Evaluated").get_by_text("never").wait_for()
+    page.get_by_role("row", name="Compared").get_by_text("wins 0.6 (0.45 to 0.74) of 16 by rule: shorter").wait_for()
+    page.get_by_role("row", name="Must-pass prompts").get_by_text("1 of 2; failed: hours").wait_for()
+    damaged = book.add(1, made_evaluation("bot/1"), {})
+    (damaged / "evaluation.json").write_text("{}")
+    page.reload()
+    page.get_by_role("row", name="Evaluated").get_by_text("cannot be read").wait_for()
+    page.get_by_role("row", name="auc 0.7 (0.6 to 0.8)").wait_for()
+    shutil.rmtree(damaged)
+
+
+def test_votes_that_cannot_be_counted_are_not_none(site: Any, new_page: Callable[..., Any]) -> None:
+    page = new_page()
+    page.route("**/v1/feedback/summary", lambda route: route.abort())
+    page.goto(f"{site.url}/#/models/bot")
+    page.get_by_role("alert").filter(has_text="The votes cannot be counted").wait_for()
+    page.get_by_role("row", name="Thumbs up not known not known").wait_for()
+
+
+def test_a_share_that_was_changed_meanwhile_stays(site: Any, new_page: Callable[..., Any]) -> None:
+    site.registry.promote("bot", 2, "candidate")
+    site.registry.set_canary("bot", 10)
+    page = new_page()
+    page.goto(f"{site.url}/#/models/bot")
+    page.get_by_label("Share of bot/2").fill("50")
+    site.registry.set_canary("bot", 0)
+    page.get_by_role("button", name="Set the share").click()
+    page.get_by_role("button", name="Yes, set the share").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("alert").filter(has_text="Nothing was changed").wait_for()
+    assert site.registry.state("bot").percent == 0
+    dialog.get_by_text("It is 0 % now.").wait_for()
+    page.get_by_role("button", name="Yes, set the share").click()
+    dialog.wait_for(state="detached")
+    assert site.registry.state("bot").percent == 50
+    page.wait_for_function("document.activeElement.textContent === 'Set the share'")
+
+
+def test_a_name_that_every_object_has_is_nobodys(site: Any, new_page: Callable[..., Any]) -> None:
+    page = new_page()
+    page.goto(f"{site.url}/#/models/bot")
+    page.get_by_role("button", name="Promote bot/1").click()
+    page.get_by_label("Name", exact=True).fill("constructor")
+    page.get_by_text("constructor means nothing yet.").wait_for()
+    page.keyboard.press("Escape")
+
+
+def test_the_keyboard_is_enough_for_every_question(site: Any, new_page: Callable[..., Any]) -> None:
+    """Opened, walked through and left with the keyboard; the focus stays inside, and goes back where it was."""
+    site.registry.promote("bot", 2, "candidate")
+    page = new_page()
+    page.goto(f"{site.url}/#/models/bot")
+    inside = "document.activeElement === document.body || !!document.activeElement.closest('dialog')"
+    for opener in ("Promote bot/2", "Roll back prod", "Set the share"):
+        page.get_by_role("button", name=opener, exact=True).focus()
+        page.keyboard.press("Enter")
+        dialog = page.get_by_role("dialog")
+        dialog.wait_for()
+        reached = set()
+        for _ in range(8):
+            assert page.evaluate(inside)
+            reached.add(page.evaluate("document.activeElement.textContent"))
+            page.keyboard.press("Tab")
+        assert any(text.startswith("Yes") for text in reached)
+        assert "No, leave it" in reached
+        page.keyboard.press("Escape")
+        dialog.wait_for(state="detached")
+        focused = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
+        assert page.evaluate(focused) == opener
 
 
 def test_a_name_that_was_moved_meanwhile_stays(site: Any, new_page: Callable[..., Any]) -> None:

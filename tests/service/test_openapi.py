@@ -41,6 +41,7 @@ from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.storage.quarantine import Quarantine
 from bco_ray.storage.registry import Registry
+from bco_ray.testing.evaluations import made_evaluation
 from bco_ray.testing.records import write_records
 from bco_ray.testing.tiny import write_tiny_model
 from bco_ray.text import load_tokenizer
@@ -145,6 +146,7 @@ class Site:
             "path.webhook_id": [self.post("/v1/webhooks", json=hook) for _ in range(9)],
             "path.job_id": [self.job() for _ in range(9)],
             "path.name": ["m"],
+            "path.version": [1, 2],
             "path.file": ["icon.svg"],
             "body.version": [1, 2],
             "body.alias": ["prod", "candidate"],
@@ -173,6 +175,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     registry.promote("m", 1)
     registry.promote("m", 2, "candidate")
     registry.set_canary("m", 50)
+    registry.evaluations("m").add(1, made_evaluation("m/1", against="m/2"), {})
     args = ServiceArgs(model_id="m/1", model_dir=model, storage=storage, allowed_places=["/models"])
     engine, keys, log = open_database(storage), KeyStore.open(storage), FeedbackLog.open(storage)
     catalog = FixedCatalog(Target(describe(args), load_tokenizer(model), Hello()))  # type: ignore[arg-type]

@@ -583,7 +583,46 @@ def test_a_log_is_followed_to_the_end_of_the_job(site: Site) -> None:
     )
     assert (reply.text, reply.headers["content-type"]) == ("one\n", "text/plain; charset=utf-8")
     rest = site.http(client.api_key).get(f"/v1/fine_tuning/jobs/{job.id}/logs", params={"offset": 2})
-    assert rest.text == "e\n"
+    assert (rest.text, rest.headers["x-log-offset"]) == ("e\n", "2")
+    for last, text, start in ((3, "ne\n", "1"), (9, "one\n", "0")):
+        end = site.http(client.api_key).get(f"/v1/fine_tuning/jobs/{job.id}/logs", params={"offset": -last})
+        assert (end.text, end.headers["x-log-offset"]) == (text, start)
+
+
+def test_only_newer_events(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    job = create(client)
+    path, http = f"/v1/fine_tuning/jobs/{job.id}/events", site.http(client.api_key)
+    first = http.get(path).json()["data"][0]["id"]
+    assert http.get(path, params={"before": first}).json()["data"] == []
+    for _ in range(3):
+        site.reconciler.run_once()
+    client.fine_tuning.jobs.cancel(job.id)
+    everything = [one["id"] for one in http.get(path).json()["data"]]
+    fresh = everything[: everything.index(first)]
+    page = http.get(path, params={"before": first, "limit": 1}).json()
+    assert ([one["id"] for one in page["data"]], page["has_more"]) == (fresh[:1], len(fresh) > 1)
+    rest = http.get(path, params={"before": first, "after": fresh[0]}).json()
+    assert ([one["id"] for one in rest["data"]], rest["has_more"]) == (fresh[1:], False)
+    wrong = http.get(path, params={"before": "ftevent-nope"})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "before")
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"model": "gpt2"}, "model"),
+        ({"training_file": "feedback:x"}, "training_file"),
+        ({"spec": {"training": {"max_length": -1}}}, "spec.training.max_length"),
+        ({"spec": {"objective": {"loss": "nope"}}}, "spec.objective.loss"),
+        ({"spec": {"model": {"reference": "/etc"}}}, "spec.model.reference"),
+        ({"budget": {"hours": 0}}, "budget.hours"),
+    ],
+)
+def test_a_refusal_names_the_field(site: Site, changes: Any, param: str) -> None:
+    body = {"model": "/models/base", "training_file": "feedback", **changes}
+    reply = site.http(site.key("submit")).post("/v1/fine_tuning/jobs", json=body)
+    assert (reply.status_code // 100, reply.json()["error"]["param"]) == (4, param)
 
 
 @pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs?after=x", "/v1/fine_tuning/jobs/{}/events?after=x",

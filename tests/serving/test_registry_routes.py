@@ -10,7 +10,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from bco_ray.serving.http import evaluation_routes
 from bco_ray.serving.http.registry_routes import router
+from bco_ray.serving.http.replies import RegisteredEvaluation
 from bco_ray.storage import files
 from bco_ray.storage import registry as registries
 from bco_ray.storage.feedback_log import FeedbackLog
@@ -36,6 +38,7 @@ def client(registry: Registry) -> Iterator[TestClient]:
     errors.install(api)
     api.add_middleware(Access, find=NO_KEYS.find, configured=NO_KEYS.any, rate=RequestRate())
     api.include_router(router(registry))
+    api.include_router(evaluation_routes.router(registry))
     with TestClient(api, "http://127.0.0.1") as found:
         yield found
 
@@ -133,6 +136,51 @@ def test_a_rollback_from_where_the_alias_was_seen(client: TestClient) -> None:
     assert post(client, "bot/rollback", expected=3)[1]["aliases"] == {"prod": 2}
     status, body = post(client, "bot/rollback", expected=3)
     assert (status, body["error"]["code"]) == (409, "alias_moved")
+
+
+def test_a_share_from_how_the_model_was_seen(client: TestClient) -> None:
+    post(client, "bot/promote", version=1)
+    seen = post(client, "bot/promote", version=2, alias="candidate")[1]["generation"]
+    status, model = post(client, "bot/canary", percent=5, generation=seen)
+    assert (status, model["canary"]["percent"], model["generation"]) == (200, 5, seen + 1)
+    status, body = post(client, "bot/canary", percent=50, generation=seen)
+    assert (status, body["error"]["code"]) == (409, "alias_moved")
+    assert "somebody moved its aliases or its canary first" in body["error"]["message"]
+    assert client.get("/v1/registry/models/bot").json()["canary"]["percent"] == 5
+
+
+def test_evaluations_the_newest_first(client: TestClient, registry: Registry) -> None:
+    for against in (None, "bot/1"):
+        registry.evaluations("bot").add(2, made_evaluation("bot/2", against=against), {})
+    path = "/v1/registry/models/bot/versions/2/evaluations"
+    found = client.get(path).json()
+    assert [(one["id"], one["number"]) for one in found["data"]] == [("bot/2/2", 2), ("bot/2/1", 1)]
+    newest = RegisteredEvaluation.model_validate(found["data"][0])
+    assert newest.votes is not None
+    assert newest.votes.metrics["auc"].model_dump() == {"value": 0.7, "low": 0.6, "high": 0.8}
+    (other,) = newest.opponents
+    assert (other.model, other.role, other.difference["auc"].low) == ("bot/1", "live", -0.02)
+    assert other.win_rate is not None
+    assert (other.win_rate.wins, other.win_rate.rate.value) == (8, 0.6)
+    assert newest.regression is not None
+    assert (newest.regression.prompts, newest.regression.failed) == (2, ["hours"])
+    assert "We are open." not in str(found), "numbers only"
+    one = client.get(path, params={"limit": 1}).json()
+    assert (one["has_more"], one["last_id"]) == (True, "bot/2/2")
+    rest = client.get(path, params={"after": "bot/2/2"}).json()
+    assert ([each["number"] for each in rest["data"]], rest["has_more"]) == ([1], False)
+    assert client.get(path.replace("/2/", "/1/")).json()["data"] == []
+    assert client.get(path.replace("/2/", "/9/")).status_code == 404
+    wrong = client.get(path, params={"after": "bot/2/7"})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "after")
+
+
+def test_a_damaged_evaluation_is_named(client: TestClient, registry: Registry) -> None:
+    place = registry.evaluations("bot").add(2, made_evaluation("bot/2"), {})
+    (place / "evaluation.json").write_text("{}")
+    reply = client.get("/v1/registry/models/bot/versions/2/evaluations")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "storage_unavailable")
+    assert "evaluate the version again" in reply.json()["error"]["message"]
 
 
 def test_a_registry_in_use_is_503(client: TestClient, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from bco_ray.control import wire
 from bco_ray.control.http.replies import FineTuningJob
 from bco_ray.control.http.trail_routes import Limit, add_trail, known_after
 from bco_ray.control.job import IllegalMoveError, Job, TooManyJobsError, WaitingRoom
-from bco_ray.control.requests import JobRequest, RetryRequest
+from bco_ray.control.requests import JobRequest, RetryRequest, param_of
 from bco_ray.control.service import Asker, JobService
 from bco_ray.errors import SpecError
 from bco_ray.storage.feedback_rows import is_storable
@@ -102,7 +102,7 @@ def as_api_error(error: Exception, otherwise: Translator = errors.as_api_error) 
         case TooManyJobsError():
             return ApiError(429, str(error), code="too_many_jobs", headers={"retry-after": "60"})
         case SpecError():
-            return ApiError(400, str(error), code="invalid_spec")
+            return ApiError(400, str(error), code="invalid_spec", param=param_of(error.field))
     return otherwise(error)
 
 

@@ -25,8 +25,15 @@ from bco_ray.web.replies import page_of
 FOLLOW_SECONDS = 1.0
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-Offset = Annotated[int, Query(ge=0, lt=1 << 40)]
+Offset = Annotated[int, Query(gt=-(1 << 40), lt=1 << 40, description="In bytes; below 0: so many before the end.")]
 
+_STARTS = {
+    "x-log-offset": {
+        "description": "The byte of the log that the reply begins with.",
+        "required": True,
+        "schema": {"type": "string"},
+    }
+}
 _BLOCK_BYTES = 1 << 20
 
 
@@ -39,10 +46,15 @@ def add_trail(routes: APIRouter, service: JobService, caller: Callable[..., Any]
         **about("listFineTuningEvents", "What happened, newest first", page_of(FineTuningEvent), 400, 404),
     )
     async def list_events(
-        job_id: str, after: str | None = None, limit: Limit = 20, who: Caller = Depends(caller)
+        job_id: str,
+        after: str | None = None,
+        before: str | None = None,
+        limit: Limit = 20,
+        who: Caller = Depends(caller),
     ) -> Response:
         await asyncio.to_thread(jobs.get, job_id, who.project)
-        found, more = await asyncio.to_thread(known_after, jobs.events, job_id, who.project, after=after, limit=limit)
+        where = {"after": after, "before": before, "limit": limit}
+        found, more = await asyncio.to_thread(known_after, jobs.events, job_id, who.project, **where)
         return JSONResponse(page([wire.event(one) for one in found], has_more=more))
 
     @routes.get(
@@ -59,20 +71,26 @@ def add_trail(routes: APIRouter, service: JobService, caller: Callable[..., Any]
 
     @routes.get(
         "/{job_id}/logs", response_class=PlainTextResponse,
-        **about("retrieveFineTuningJobLogs", "What its processes printed; `follow` to the job's end", None, 404),
+        **about(
+            "retrieveFineTuningJobLogs", "What its processes printed; `follow` to the job's end", None, 404,
+            also={"responses": {"200": {"headers": _STARTS}}},
+        ),
     )  # fmt: skip
     async def logs(job_id: str, follow: bool = False, offset: Offset = 0, who: Caller = Depends(caller)) -> Response:
         await asyncio.to_thread(jobs.get, job_id, who.project)
-        text = _log(service, job_id, offset, follow=follow)
-        return StreamingResponse(text, media_type="text/plain; charset=utf-8")
+        if offset < 0:
+            offset = max(0, offset + await asyncio.to_thread(lambda: JobDirectory(service.state, job_id).log_bytes))
+        text, headers = _log(service, job_id, offset, follow=follow), {"x-log-offset": str(offset)}
+        return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=headers)
 
 
 def known_after(read: Callable[..., Any], *args: Any, **where: Any) -> Any:
-    """What `read` returns. Raises ApiError if there is nothing that `after` names."""
+    """What `read` returns. Raises ApiError if there is nothing that `after`, or `before`, names."""
     try:
         return read(*args, **where)
     except NotFoundError as error:
-        raise ApiError(400, f"after: {error}", code="invalid_field", param="after") from None
+        wrong = "before" if str(error).startswith(f"{where.get('before')}:") else "after"
+        raise ApiError(400, f"{wrong}: {error}", code="invalid_field", param=wrong) from None
 
 
 def _after(found: list[Any], after: str | None) -> list[Any]:

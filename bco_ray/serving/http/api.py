@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 import bco_ray
 from bco_ray.errors import BcoError
-from bco_ray.serving.http import chat, errors, feedback, registry_routes, replies, wire
+from bco_ray.serving.http import chat, errors, evaluation_routes, feedback, registry_routes, replies, wire
 from bco_ray.serving.http.feedback_tokens import FeedbackTokens, feedback_secret
 from bco_ray.serving.http.ledger import Ledger
 from bco_ray.serving.http.replying import Backend
@@ -89,6 +89,7 @@ def create_api(
     api.include_router(feedback.router(ledger, metrics, tokens))
     registry = Registry(settings.storage or log.storage)
     api.include_router(registry_routes.router(registry, more.audit, Trials(registry, log.engine).of))
+    api.include_router(evaluation_routes.router(registry))
     api.include_router(_models(catalog), dependencies=[Depends(require("infer"))])
     api.include_router(_operations(catalog, metrics))
     for router in more.routers:

@@ -62,11 +62,12 @@ class Rollback(Move):
 
 
 class CanaryShare(BaseModel):
-    """0 ends it."""
+    """0 ends it. With `generation`, the model's as it was seen, nothing is set if anything moved since."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     percent: float = Field(ge=0, le=100, allow_inf_nan=False)
+    generation: int | None = Field(default=None, ge=0, lt=1 << 31)
 
 
 READ = [Depends(require("read"))]
@@ -86,14 +87,14 @@ def router(registry: Registry, audit: Audit = no_audit, trial_of: Watch = lambda
 
     @routes.get("", dependencies=READ, **about("listRegisteredModels", "All models", page_of(RegisteredModel)))
     async def list_models() -> Response:
-        return JSONResponse(page(await _done(lambda: [shown(name) for name in registry.names()])))
+        return JSONResponse(page(await done(lambda: [shown(name) for name in registry.names()])))
 
     @routes.get(
         "/{name}", dependencies=READ,
         **about("retrieveRegisteredModel", "Versions, aliases and their moves", RegisteredModel, 404),
     )  # fmt: skip
     async def get_model(name: Name) -> Response:
-        return JSONResponse(await _done(shown, name))
+        return JSONResponse(await done(shown, name))
 
     @routes.post(
         "/{name}/promote",
@@ -101,33 +102,33 @@ def router(registry: Registry, audit: Audit = no_audit, trial_of: Watch = lambda
     )
     async def promote(name: Name, body: Promotion, who: Promoter) -> Response:
         move = partial(registry.promote, name, body.version, body.alias, body.condition, force=body.force)
-        was = await _done(move)
-        forced = await _done(_overridden, registry, name, body) if body.force and was != body.version else {}
-        await _done(audit, who, "model.promote", name, alias=body.alias, version=body.version, was=was, **forced)
-        return JSONResponse(await _done(shown, name))
+        was = await done(move)
+        forced = await done(_overridden, registry, name, body) if body.force and was != body.version else {}
+        await done(audit, who, "model.promote", name, alias=body.alias, version=body.version, was=was, **forced)
+        return JSONResponse(await done(shown, name))
 
     @routes.post(
         "/{name}/rollback",
         **about("rollbackRegisteredModel", "Take back an alias's last move", RegisteredModel, 404, 409),
     )
     async def rollback(name: Name, body: Rollback, who: Promoter) -> Response:
-        version, was = await _done(registry.rollback, name, body.alias, body.condition)
-        await _done(audit, who, "model.rollback", name, alias=body.alias, version=version, was=was)
-        return JSONResponse(await _done(shown, name))
+        version, was = await done(registry.rollback, name, body.alias, body.condition)
+        await done(audit, who, "model.rollback", name, alias=body.alias, version=version, was=was)
+        return JSONResponse(await done(shown, name))
 
     @routes.post(
         "/{name}/canary",
-        **about("setCanary", "Give the version behind `candidate` a share", RegisteredModel, 404),
+        **about("setCanary", "Give the version behind `candidate` a share", RegisteredModel, 404, 409),
     )
     async def canary(name: Name, body: CanaryShare, who: Promoter) -> Response:
-        await _done(registry.set_canary, name, body.percent)
-        await _done(audit, who, "model.canary", name, percent=body.percent)
-        return JSONResponse(await _done(shown, name))
+        await done(partial(registry.set_canary, name, body.percent, generation=body.generation))
+        await done(audit, who, "model.canary", name, percent=body.percent)
+        return JSONResponse(await done(shown, name))
 
     return routes
 
 
-async def _done(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def done(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """In a thread: it waits for a lock and for the disk. Raises ApiError."""
     try:
         return await asyncio.to_thread(work, *args, **kwargs)

@@ -292,6 +292,70 @@ class RegisteredModel(Reply):
     history: list[dict[str, Any]]
 
 
+class Estimated(Reply):
+    """A number and its interval; null where the votes do not say."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class EvaluatedVotes(Reply):
+    """Held-out votes, and what the model's rewards say of them."""
+
+    rows: int
+    ups: int
+    prompts: int
+    metrics: dict[str, Estimated]
+
+
+class EvaluatedPairs(Reply):
+    """Pairs of answers. `swayed`: ties for being judged differently in the two orders. `undecided`: in no rate."""
+
+    judge: str
+    wins: int
+    ties: int
+    losses: int
+    swayed: int
+    undecided: int
+    rate: Estimated
+
+
+class EvaluatedAgainst(Reply):
+    """What it was compared with. `difference`: its own metrics less this one's, paired."""
+
+    model: str
+    role: Literal["base", "live", "named"]
+    difference: dict[str, Estimated]
+    answer_tokens: Estimated
+    win_rate: EvaluatedPairs | None
+
+
+class MustPass(Reply):
+    """Prompts that must be answered well, and the names of those that were not."""
+
+    prompts: int
+    failed: list[str]
+
+
+class RegisteredEvaluation(Reply):
+    """The numbers of one evaluation; answers, pictures and settings are in its files. The newest one counts."""
+
+    id: str
+    object: Literal["registry.evaluation"]
+    model: str
+    number: int
+    at: UnixSeconds
+    run: str | None
+    confidence: float | None
+    votes: EvaluatedVotes | None
+    answers: int
+    answer_tokens: Estimated
+    opponents: list[EvaluatedAgainst]
+    regression: MustPass | None
+    notes: list[str]
+
+
 class Alive(Reply):
     """The process answers."""
 

@@ -1,7 +1,7 @@
 /** Talking to the server: the key goes along, and whatever goes wrong becomes a sentence. */
 
 import { key } from "./session.ts";
-import { eventsOf, type ServerEvent } from "./sse.ts";
+import { eventsOf, piecesOf, type ServerEvent } from "./sse.ts";
 
 export type Json = Record<string, unknown>;
 
@@ -11,13 +11,14 @@ export interface Page<T> {
   last_id: string | null;
 }
 
-/** What the server said no with, or that it said nothing. `status` 0: no answer came. */
+/** What the server said no with, or that it said nothing. `status` 0: no answer came. `retryAfter`: seconds, if it says. */
 export class ApiError extends Error {
   constructor(
     readonly status: number,
     message: string,
     readonly code: string | null = null,
     readonly param: string | null = null,
+    readonly retryAfter: number | null = null,
   ) {
     super(message);
   }
@@ -47,9 +48,14 @@ export async function upload<T>(path: string, file: File, fields: Record<string,
   return (await send("POST", path, { body: form })).json() as Promise<T>;
 }
 
-/** The bytes of a text from an offset on. */
-export async function bytes(path: string, signal?: AbortSignal): Promise<Uint8Array> {
-  return new Uint8Array(await (await send("GET", path, { signal })).arrayBuffer());
+/** The bytes of a log as they come, each piece with the offset that it begins at. */
+export async function* logPieces(path: string, signal: AbortSignal): AsyncGenerator<{ at: number; piece: Uint8Array }> {
+  const reply = await send("GET", path, { signal });
+  let at = Number(reply.headers.get("x-log-offset") ?? 0);
+  for await (const piece of piecesOf(reply.body)) {
+    yield { at, piece };
+    at += piece.length;
+  }
 }
 
 /** Server-sent events of a POST; an error in the middle is thrown like one at the beginning. */
@@ -60,19 +66,22 @@ export async function* stream<T>(path: string, body: unknown, signal: AbortSigna
   for await (const event of eventsOf(reply.body)) {
     if (event === "[DONE]") return;
     const value = parsed(event);
-    if (isEnvelope(value)) throw fromEnvelope(200, value);
+    if (isEnvelope(value)) throw new ApiError(200, value.error.message, value.error.code, value.error.param);
     yield value as T;
   }
 }
 
-/** Every page of a list, up to `most` of its objects. */
-export async function all<T>(path: string, most: number, signal?: AbortSignal): Promise<T[]> {
+const LONGEST_PAGE = 100;
+
+/** The first `most` objects of a list, in as many pages as they take; and whether there are more. */
+export async function firstOf<T>(most: number, page: (query: { limit: number; after?: string }) => Promise<Page<T>>): Promise<Page<T>> {
   const found: T[] = [];
   for (let after: string | null = null; ; ) {
-    const page: Page<T> = await get(withQuery(path, after === null ? {} : { after }), signal);
-    found.push(...page.data);
-    if (!page.has_more || found.length >= most) return found;
-    after = page.last_id;
+    const limit = Math.min(LONGEST_PAGE, most - found.length);
+    const next: Page<T> = await page({ limit, ...(after !== null && { after }) });
+    found.push(...next.data);
+    if (!next.has_more || !next.data.length || found.length >= most) return { ...next, data: found };
+    after = next.last_id;
   }
 }
 
@@ -102,20 +111,28 @@ async function send(method: string, path: string, options: RequestInit): Promise
     throw new ApiError(0, "The server does not answer. It may be starting again, or the network is away.");
   }
   if (reply.ok) return reply;
-  const error = refusal(reply.status, await reply.text(), reply.headers.get("x-request-id"));
+  const error = refusal(reply.status, await reply.text(), reply.headers.get("x-request-id"), reply.headers.get("retry-after"));
   if (reply.status === 401) refused(error.message);
   throw error;
 }
 
 /** What a reply that is an error says; a proxy's is no JSON. */
-export function refusal(status: number, text: string, requestId: string | null): ApiError {
+export function refusal(status: number, text: string, requestId: string | null, retryAfter: string | null = null): ApiError {
   const value = parsed(text);
+  const seconds = secondsOf(retryAfter);
   if (isEnvelope(value)) {
-    const error = fromEnvelope(status, value);
-    return status < 500 || !requestId ? error : new ApiError(status, `${error.message} (request ${requestId})`, error.code);
+    const { message, code, param } = value.error;
+    return new ApiError(status, status < 500 || !requestId ? message : `${message} (request ${requestId})`, code, param, seconds);
   }
   const said = text.trim().slice(0, 200);
-  return new ApiError(status, `The server answered ${status}${said ? `: ${said}` : ", and nothing else."}`);
+  return new ApiError(status, `The server answered ${status}${said ? `: ${said}` : ", and nothing else."}`, null, null, seconds);
+}
+
+/** `Retry-After`, which is seconds or a date. */
+export function secondsOf(retryAfter: string | null, now = Date.now()): number | null {
+  if (!retryAfter?.trim()) return null;
+  const seconds = /^\s*\d+\s*$/.test(retryAfter) ? Number(retryAfter) : (Date.parse(retryAfter) - now) / 1000;
+  return Number.isFinite(seconds) ? Math.max(0, seconds) : null;
 }
 
 type Envelope = { error: { message: string; code: string | null; param: string | null } };
@@ -123,10 +140,6 @@ type Envelope = { error: { message: string; code: string | null; param: string |
 function isEnvelope(value: unknown): value is Envelope {
   const error = (value as Envelope | null)?.error;
   return typeof error === "object" && error !== null && typeof error.message === "string";
-}
-
-function fromEnvelope(status: number, { error }: Envelope): ApiError {
-  return new ApiError(status, error.message, error.code, error.param);
 }
 
 function parsed(text: ServerEvent): unknown {

@@ -1,5 +1,5 @@
 import type { JSX, TargetedEvent } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { onRefusal } from "./api.ts";
 import { ChatPage } from "./chat/page.tsx";
 import { DataPage } from "./data/page.tsx";
@@ -9,14 +9,15 @@ import { JobPage } from "./jobs/view.tsx";
 import { KeyPage } from "./key.tsx";
 import { ModelsPage } from "./models/list.tsx";
 import { ModelPage } from "./models/view.tsx";
-import { LiveRegion } from "./parts/live.tsx";
-import { addressOf, useRoute } from "./route.ts";
-import { forgetKey, keepTheme, key, theme, THEMES } from "./session.ts";
+import { LiveRegion, say } from "./parts/live.tsx";
+import { addressOf, own, useRoute } from "./route.ts";
+import { keepTheme, key, onSignedOutElsewhere, signOut, theme, THEMES } from "./session.ts";
 
-const PAGES: Record<string, { name: string; show: (rest: string[]) => JSX.Element }> = {
+/** `stays`: the page is still the same one when the rest of its address changes. */
+const PAGES: Record<string, { name: string; stays?: boolean; show: (rest: string[]) => JSX.Element }> = {
   chat: { name: "Chat", show: () => <ChatPage /> },
   jobs: { name: "Jobs", show: ([id]) => jobs(id) },
-  data: { name: "Data", show: ([id]) => <DataPage id={id} /> },
+  data: { name: "Data", stays: true, show: ([id]) => <DataPage id={id} /> },
   models: { name: "Models", show: ([name]) => (name === undefined ? <ModelsPage /> : <ModelPage name={name} />) },
 };
 
@@ -29,18 +30,25 @@ export function App() {
   const [page = "chat", ...rest] = useRoute();
   const [refusal, setRefusal] = useState<string | null>(null);
   const [visit, setVisit] = useState(0);
-  useEffect(() => onRefusal(setRefusal), []);
-  const known = PAGES[page] ?? PAGES.chat!;
+  const shown = useRef(refusal);
+  shown.current = refusal;
+  const leave = (why: string) => {
+    signOut();
+    say("");
+    setVisit((before) => before + 1);
+    setRefusal(why);
+  };
+  useEffect(() => {
+    onRefusal((why) => (key() && shown.current === null ? leave(why) : setRefusal(why)));
+    return onSignedOutElsewhere(() => leave("You are signed out."));
+  }, []);
+  const known = own(PAGES, page) ?? PAGES.chat!;
   useEffect(() => {
     document.title = `${refusal ? "Key" : known.name} · bco-ray`;
   }, [known, refusal]);
   const enter = () => {
     setRefusal(null);
     setVisit((before) => before + 1);
-  };
-  const leave = () => {
-    forgetKey();
-    setRefusal("You are signed out.");
   };
   return (
     <>
@@ -56,15 +64,15 @@ export function App() {
             </a>
           ))}
         </nav>
-        <ThemeChoice />
+        <ThemeChoice key={visit} />
         {key() && !refusal && (
-          <button type="button" class="quiet" onClick={leave}>
+          <button type="button" class="quiet" onClick={() => leave("You are signed out.")}>
             Sign out
           </button>
         )}
       </header>
       <main id="main" tabIndex={-1}>
-        {refusal ? <KeyPage why={refusal} onKey={enter} /> : <div key={`${page}/${rest.join("/")}-${visit}`}>{known.show(rest)}</div>}
+        {refusal ? <KeyPage why={refusal} onKey={enter} /> : <div key={`${known.name}/${known.stays ? "" : rest.join("/")}-${visit}`}>{known.show(rest)}</div>}
       </main>
       <LiveRegion />
     </>

@@ -1,7 +1,7 @@
 /** Asks for the API key once the server has said that it needs one. */
 
 import type { TargetedEvent } from "preact";
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { get, inWords } from "./api.ts";
 import { Field, Heading, Trouble } from "./parts/basics.tsx";
 import { forgetKey, keepKey } from "./session.ts";
@@ -10,9 +10,11 @@ export function KeyPage({ why, onKey }: { why: string; onKey: () => void }) {
   const [key, setKey] = useState("");
   const [remember, setRemember] = useState(false);
   const [error, setError] = useState<string | null>(why);
+  useEffect(() => setError(why), [why]);
   const [busy, setBusy] = useState(false);
   const enter = async (event: TargetedEvent<HTMLFormElement>) => {
     event.preventDefault();
+    if (busy) return;
     if (!key.trim()) return setError("Paste a key; `bco keys create` makes one and shows it once.");
     setBusy(true);
     keepKey(key.trim(), remember);
@@ -48,7 +50,7 @@ export function KeyPage({ why, onKey }: { why: string; onKey: () => void }) {
         <input type="checkbox" checked={remember} onChange={(event) => setRemember(event.currentTarget.checked)} />
         Remember it in this browser (else until this tab is closed)
       </label>
-      <button type="submit" class="primary" disabled={busy}>
+      <button type="submit" class="primary" aria-disabled={busy}>
         Enter
       </button>
     </form>

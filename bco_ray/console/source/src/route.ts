@@ -11,6 +11,11 @@ export function addressOf(...parts: string[]): string {
   return `#/${parts.map(encodeURIComponent).join("/")}`;
 }
 
+/** Of a record what it says itself, and not what every object has: `constructor` is nobody's page. */
+export function own<T>(record: Record<string, T>, name: string): T | undefined {
+  return Object.hasOwn(record, name) ? record[name] : undefined;
+}
+
 export function go(...parts: string[]): void {
   location.hash = addressOf(...parts);
 }

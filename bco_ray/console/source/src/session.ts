@@ -20,6 +20,32 @@ export function forgetKey(): void {
   localStorage.removeItem(KEY);
 }
 
+const forgetting: (() => void)[] = [];
+
+/** Called when somebody signs out, by whatever keeps what they said or saw. */
+export function onForget(forget: () => void): void {
+  forgetting.push(forget);
+}
+
+/** Nothing stays of whoever was here: neither in this page nor in the browser. */
+export function signOut(): void {
+  for (const kept of [KEY, THEME, VOTER]) {
+    sessionStorage.removeItem(kept);
+    localStorage.removeItem(kept);
+  }
+  for (const forget of forgetting) forget();
+  showTheme();
+}
+
+/** Tells when another tab has signed out, where the key was this one's too; returns how to stop. */
+export function onSignedOutElsewhere(tell: () => void): () => void {
+  const look = (event: StorageEvent) => {
+    if (event.key === KEY && event.newValue === null && key() === null) tell();
+  };
+  addEventListener("storage", look);
+  return () => removeEventListener("storage", look);
+}
+
 export type Theme = "auto" | "light" | "dark";
 export const THEMES: readonly Theme[] = ["auto", "light", "dark"];
 

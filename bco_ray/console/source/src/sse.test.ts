@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { dataOf, eventsOf } from "./sse.ts";
+import { dataOf, eventsOf, piecesOf } from "./sse.ts";
 
 async function events(...pieces: (string | Uint8Array)[]): Promise<string[]> {
   const body = new ReadableStream<Uint8Array>({
@@ -24,4 +24,15 @@ test("what ends without a blank line is an event, too; comments are none", async
   expect(await events(": hello\n\ndata: x")).toEqual(["x"]);
   expect(dataOf("data: a\ndata: b")).toBe("a\nb");
   expect(dataOf(": ping")).toBeNull();
+});
+
+test("who stops reading ends the request", async () => {
+  const cancelled = await new Promise((tell) => {
+    const body = new ReadableStream<Uint8Array>({ pull: (controller) => controller.enqueue(Uint8Array.of(1)), cancel: () => tell(true) });
+    void (async () => {
+      for await (const piece of piecesOf(body)) if (piece.length) break;
+    })();
+  });
+  expect(cancelled).toBe(true);
+  for await (const piece of piecesOf(null)) expect.unreachable(String(piece));
 });

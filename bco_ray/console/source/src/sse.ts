@@ -3,23 +3,27 @@
 export type ServerEvent = string;
 
 export async function* eventsOf(body: ReadableStream<Uint8Array>): AsyncGenerator<ServerEvent> {
-  const reader = body.getReader();
   const decoder = new TextDecoder();
   let rest = "";
+  for await (const piece of piecesOf(body)) {
+    const blocks = (rest + decoder.decode(piece, { stream: true })).split(/\r?\n\r?\n/);
+    rest = blocks.pop() ?? "";
+    yield* blocks.map(dataOf).filter((data) => data !== null);
+  }
+  yield* [dataOf(rest + decoder.decode())].filter((data) => data !== null);
+}
+
+/** A body in the pieces in which it comes; who stops reading ends the request. (Safari cannot iterate a body by itself.) */
+export async function* piecesOf(body: ReadableStream<Uint8Array> | null): AsyncGenerator<Uint8Array> {
+  const reader = body?.getReader();
   try {
-    for (;;) {
+    while (reader) {
       const { done, value } = await reader.read();
-      rest += decoder.decode(value, { stream: !done });
-      const blocks = rest.split(/\r?\n\r?\n/);
-      rest = done ? "" : (blocks.pop() ?? "");
-      for (const block of blocks) {
-        const data = dataOf(block);
-        if (data !== null) yield data;
-      }
       if (done) return;
+      yield value;
     }
   } finally {
-    await reader.cancel().catch(() => {});
+    await reader?.cancel().catch(() => {});
   }
 }
 

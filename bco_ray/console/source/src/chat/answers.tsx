@@ -1,10 +1,10 @@
 /** Answers, and what one thinks of them. */
 
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { inWords } from "../api.ts";
 import { Field, Trouble } from "../parts/basics.tsx";
-import { judge, reveal, vote } from "./store.ts";
-import { canBeJudged, isOpen, type Answer, type Turn, type Verdict } from "./turns.ts";
+import { askAgain, judge, reveal, vote } from "./store.ts";
+import { canBeJudged, canBeRetried, isOpen, type Answer, type Turn, type Verdict } from "./turns.ts";
 
 const VERDICTS: [Verdict, string][] = [
   ["first", "A is better"],
@@ -17,8 +17,8 @@ export function OneAnswer({ answer, at, index, title }: { answer: Answer; at: nu
   return (
     <div class="answer">
       <p class="by">{title ? `${title}: ${answer.model ?? answer.asked}` : (answer.model ?? answer.asked)}</p>
-      <Words answer={answer} />
-      {!isOpen(answer) && answer.id && <Thumbs answer={answer} at={at} index={index} />}
+      <Words answer={answer} at={at} index={index} />
+      {!isOpen(answer) && answer.id && <Thumbs key={answer.id} answer={answer} at={at} index={index} />}
     </div>
   );
 }
@@ -27,15 +27,25 @@ export function OneAnswer({ answer, at, index, title }: { answer: Answer; at: nu
 export function Comparison({ turn, at }: { turn: Turn; at: number }) {
   const [error, setError] = useState<string | null>(null);
   const [busy, setBusy] = useState(false);
+  const [told, setTold] = useState("");
+  const outcome = useRef<HTMLParagraphElement>(null);
+  useEffect(() => outcome.current?.focus(), [told]); // the buttons, of which one had the focus, are gone
   const decide = async (verdict: Verdict) => {
+    if (busy) return;
     setBusy(true);
     setError(null);
     try {
       await judge(at, verdict);
+      setTold("Your votes are saved.");
     } catch (problem) {
       setError(inWords(problem));
     }
     setBusy(false);
+  };
+  const show = () => {
+    if (busy) return;
+    reveal(at);
+    setTold("No vote was cast.");
   };
   return (
     <>
@@ -44,7 +54,7 @@ export function Comparison({ turn, at }: { turn: Turn; at: number }) {
           turn.blind ? (
             <div class="answer" key={index}>
               <p class="by">Answer {"AB"[index]}</p>
-              <Words answer={answer} />
+              <Words answer={answer} at={at} index={index} />
             </div>
           ) : (
             <OneAnswer key={index} answer={answer} at={at} index={index} title={`Answer ${"AB"[index]}`} />
@@ -54,30 +64,46 @@ export function Comparison({ turn, at }: { turn: Turn; at: number }) {
       {turn.blind && (
         <div class="actions start" role="group" aria-label="Which answer is better?">
           {VERDICTS.map(([verdict, words]) => (
-            <button key={verdict} type="button" disabled={busy || !canBeJudged(turn)} onClick={() => decide(verdict)}>
+            <button key={verdict} type="button" disabled={!canBeJudged(turn)} aria-disabled={busy} onClick={() => decide(verdict)}>
               {words}
             </button>
           ))}
-          <button type="button" class="quiet" disabled={busy || turn.answers.some(isOpen)} onClick={() => reveal(at)}>
+          <button type="button" class="quiet" disabled={turn.answers.some(isOpen)} aria-disabled={busy} onClick={show}>
             Show who is who, without a vote
           </button>
         </div>
+      )}
+      {!turn.blind && told && (
+        <p class="note" tabIndex={-1} ref={outcome}>
+          {told} {turn.answers.map((answer, index) => `Answer ${"AB"[index]} is by ${answer.model ?? answer.asked}.`).join(" ")}
+        </p>
       )}
       <Trouble error={error} />
     </>
   );
 }
 
-function Words({ answer }: { answer: Answer }) {
+function Words({ answer, at, index }: { answer: Answer; at: number; index: number }) {
+  const words = useRef<HTMLDivElement>(null);
+  const again = () => {
+    words.current?.focus(); // the button goes away
+    void askAgain(at, index);
+  };
   return (
     <>
-      <div class="words" aria-busy={isOpen(answer)}>
+      <div class="words" ref={words} tabIndex={-1} aria-busy={isOpen(answer)}>
         {answer.text}
         {isOpen(answer) && <span class="cursor" aria-hidden="true" />}
       </div>
-      {answer.state === "failed" && <Trouble error={answer.error ?? "The answer broke off."} />}
+      {answer.state === "failed" && <Trouble error={answer.error ?? "There is no answer."} />}
+      {answer.state === "broken" && <Trouble error={`The answer broke off: ${answer.error ?? "the server did not bring it to its end."}`} />}
       {answer.state === "stopped" && <p class="note">Stopped. What there is can be voted on, and is not trained on.</p>}
       {answer.finish === "length" && <p class="note">Cut off at the most tokens.</p>}
+      {canBeRetried(answer) && answer.label === undefined && (
+        <button type="button" onClick={again}>
+          Ask again
+        </button>
+      )}
     </>
   );
 }
@@ -87,6 +113,7 @@ function Thumbs({ answer, at, index }: { answer: Answer; at: number; index: numb
   const [busy, setBusy] = useState(false);
   const [saved, setSaved] = useState("");
   const cast = async (label: boolean | null, comment = "", correction = "") => {
+    if (busy) return;
     setBusy(true);
     setError(null);
     try {
@@ -104,7 +131,6 @@ function Thumbs({ answer, at, index }: { answer: Answer; at: number; index: numb
       aria-pressed={answer.label === label}
       aria-label={name}
       title={name}
-      disabled={busy}
       onClick={() => cast(answer.label === label ? null : label)}
     >
       <ThumbSign down={!label} />
@@ -162,7 +188,7 @@ function Remark({ busy, onSend }: { busy: boolean; onSend: (comment: string, cor
       <form onSubmit={send}>
         {area("Comment", 4096, comment, setComment)}
         {area("What it should have said", 65536, correction, setCorrection)}
-        <button type="submit" disabled={busy || !(comment.trim() || correction.trim())}>
+        <button type="submit" disabled={!(comment.trim() || correction.trim())} aria-disabled={busy}>
           Save with the vote
         </button>
       </form>

@@ -1,7 +1,8 @@
 import type { TargetedEvent, TargetedKeyboardEvent } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { get, type Page } from "../api.ts";
-import { Field, Heading, Nothing, Trouble } from "../parts/basics.tsx";
+import { Field, Heading, Nothing, Pending } from "../parts/basics.tsx";
+import { say } from "../parts/live.tsx";
 import { useLoaded } from "../parts/loaded.ts";
 import { Comparison, OneAnswer } from "./answers.tsx";
 import { ask, set, startAnew, stop, useTalk, type Settings } from "./store.ts";
@@ -15,15 +16,20 @@ export function ChatPage() {
   useEffect(() => {
     if (names.length) set(chosenOf(names, served, settings));
   }, [models.value]);
+  const begin = () => {
+    document.querySelector<HTMLElement>(".composer textarea")?.focus(); // the button goes away
+    startAnew();
+    say("A new conversation.");
+  };
   const clear = turns.length > 0 && (
-    <button type="button" onClick={startAnew}>
+    <button type="button" onClick={begin}>
       New conversation
     </button>
   );
   return (
     <>
       <Heading actions={clear}>Chat</Heading>
-      <Trouble error={models.error} />
+      <Pending of={models} what="models" />
       <Choices names={names} settings={settings} />
       <ol class="turns" aria-label="Conversation">
         {turns.map((turn, at) => (
@@ -127,8 +133,13 @@ function Composer({ busy, ready }: { busy: boolean; ready: boolean }) {
     setText("");
     void ask(text);
   };
+  const halt = () => {
+    form.current?.querySelector("textarea")?.focus(); // the button goes away
+    stop();
+  };
   const onKeyDown = (event: TargetedKeyboardEvent<HTMLTextAreaElement>) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    const composing = event.isComposing || event.keyCode === 229; // Safari tells the end of a composition before its Enter
+    if (event.key !== "Enter" || event.shiftKey || composing) return;
     event.preventDefault();
     form.current?.requestSubmit();
   };
@@ -138,16 +149,16 @@ function Composer({ busy, ready }: { busy: boolean; ready: boolean }) {
         label="Your message"
         help="Enter sends, Shift and Enter begins a new line."
         control={(its) => (
-          <textarea {...its} rows={3} value={text} onInput={(event) => setText(event.currentTarget.value)} onKeyDown={onKeyDown} />
+          <textarea {...its} rows={2} value={text} onInput={(event) => setText(event.currentTarget.value)} onKeyDown={onKeyDown} />
         )}
       />
       <div class="actions">
         {busy && (
-          <button type="button" onClick={stop}>
+          <button type="button" onClick={halt}>
             Stop
           </button>
         )}
-        <button type="submit" class="primary" disabled={busy || !ready}>
+        <button type="submit" class="primary" disabled={!ready} aria-disabled={busy}>
           Send
         </button>
       </div>

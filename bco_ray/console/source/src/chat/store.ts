@@ -3,8 +3,12 @@
 import { useEffect, useState } from "preact/hooks";
 import { inWords, post, stream, wasAborted } from "../api.ts";
 import { say } from "../parts/live.tsx";
-import { randomId, voter } from "../session.ts";
-import { ballots, grown, LABELS, messagesOf, newTurn, type Answer, type Chunk, type Turn, type Verdict } from "./turns.ts";
+import { Intents } from "../parts/intents.ts";
+import { onForget, voter } from "../session.ts";
+import {
+  anew, ballots, canBeRetried, ended, grown, LABELS, messagesOf, newTurn, type Answer, type Chunk, type Turn, type Verdict,
+  type Vote,
+} from "./turns.ts";
 
 export interface Settings {
   model: string;
@@ -20,12 +24,18 @@ interface Talk {
   settings: Settings;
 }
 
-let talk: Talk = {
+const NOTHING: Talk = {
   turns: [],
   settings: { model: "", other: "", compare: false, system: "", temperature: "", max_tokens: "" },
 };
+let talk = NOTHING;
 let running = new AbortController();
+const votes = new Intents();
 const listeners = new Set<() => void>();
+
+export function current(): Talk {
+  return talk;
+}
 
 export function useTalk(): Talk {
   const [, setTurn] = useState(0);
@@ -50,6 +60,12 @@ export function stop(): void {
   running.abort();
 }
 
+onForget(() => {
+  stop();
+  votes.clear();
+  publish(NOTHING);
+});
+
 /** Ask, and return once every answer is there, or has failed. */
 export async function ask(prompt: string): Promise<void> {
   const { settings, turns } = talk;
@@ -60,8 +76,19 @@ export async function ask(prompt: string): Promise<void> {
   running = new AbortController();
   publish({ ...talk, turns: [...turns, turn] });
   await Promise.all(turn.answers.map((answer, index) => follow(at, index, bodyOf(settings, answer, messages))));
-  const done = talk.turns[at];
-  if (done) say(done.blind ? "Both answers are there." : spoken(done.answers[0]));
+  tellOf(at);
+}
+
+/** Once more what did not come to its end, with the settings of now. */
+export async function askAgain(at: number, index: number): Promise<void> {
+  const { settings, turns } = talk;
+  const turn = turns[at];
+  const answer = turn?.answers[index];
+  if (!turn || !answer || !canBeRetried(answer)) return;
+  if (running.signal.aborted) running = new AbortController();
+  change(at, index, anew);
+  await follow(at, index, bodyOf(settings, answer, messagesOf(settings.system, turns.slice(0, at), turn.prompt)));
+  tellOf(at, index);
 }
 
 /** A thumb, or null to take it back, with a word perhaps. Throws what the server says. */
@@ -70,7 +97,8 @@ export async function vote(at: number, index: number, label: boolean | null, com
   if (!answer?.id) return;
   const words = { ...(comment.trim() && { comment }), ...(correction.trim() && { correction }) };
   const body = { response_id: answer.id, label, feedback_token: answer.token, user: voter(), source: "console", ...words };
-  await post("/v1/feedback", body, { "idempotency-key": randomId() });
+  await cast(body);
+  votes.done(body.response_id);
   change(at, index, (one) => ({ ...one, label }));
 }
 
@@ -78,12 +106,16 @@ export async function vote(at: number, index: number, label: boolean | null, com
 export async function judge(at: number, verdict: Verdict): Promise<void> {
   const turn = talk.turns[at];
   if (!turn) return;
-  await Promise.all(
-    ballots(turn, verdict, voter()).map((ballot) => post("/v1/feedback", ballot, { "idempotency-key": randomId() })),
-  );
+  const cards = ballots(turn, verdict, voter());
+  await Promise.all(cards.map(cast));
+  for (const card of cards) votes.done(card.response_id);
   const answers = turn.answers.map((answer, index) => ({ ...answer, label: LABELS[verdict][index as 0 | 1] }));
   replace(at, { ...turn, answers, blind: false, chosen: verdict === "second" ? 1 : 0 });
-  say(`Saved. ${answers.map((answer, index) => `Answer ${"AB"[index]} was ${answer.model}.`).join(" ")}`);
+}
+
+/** A vote; of one that was sent and not answered the second try is the same vote. */
+async function cast(body: Vote): Promise<void> {
+  await post("/v1/feedback", body, { "idempotency-key": votes.key(body.response_id, body) });
 }
 
 /** Without a vote. */
@@ -98,12 +130,20 @@ async function follow(at: number, index: number, body: unknown): Promise<void> {
     for await (const chunk of stream<Chunk>("/v1/chat/completions", body, signal)) {
       change(at, index, (one) => grown(one, chunk));
     }
-    change(at, index, (one) => (one.state === "done" ? one : { ...one, state: one.id ? "done" : "failed" }));
+    change(at, index, ended);
   } catch (error) {
-    const ended: Partial<Answer> =
-      signal.aborted || wasAborted(error) ? { state: "stopped" } : { state: "failed", error: inWords(error) };
-    change(at, index, (one) => ({ ...one, ...ended }));
+    const stopped = signal.aborted || wasAborted(error);
+    const state = (one: Answer) => (stopped ? "stopped" : one.id ? "broken" : "failed");
+    change(at, index, (one) => ({ ...one, state: state(one), error: stopped ? undefined : inWords(error) }));
   }
+}
+
+function tellOf(at: number, index = 0): void {
+  const turn = talk.turns[at];
+  if (!turn) return;
+  const whole = turn.answers.every((answer) => !canBeRetried(answer));
+  if (turn.blind) say(whole ? "Both answers are there." : "Not both answers are whole.");
+  else say(spoken(turn.answers[index]));
 }
 
 function bodyOf(settings: Settings, answer: Answer, messages: unknown): unknown {
@@ -120,6 +160,8 @@ function bodyOf(settings: Settings, answer: Answer, messages: unknown): unknown 
 
 function spoken(answer: Answer | undefined): string {
   if (!answer || answer.state === "failed") return "There is no answer.";
+  if (answer.state === "broken") return "The answer broke off.";
+  if (answer.state === "stopped") return "The answer was stopped.";
   return `${answer.model ?? answer.asked} answered: ${answer.text.slice(0, 500)}`;
 }
 

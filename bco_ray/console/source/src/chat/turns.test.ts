@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { ballots, canBeJudged, chosenOf, grown, messagesOf, namesOf, newTurn, type Answer, type Chunk, type Turn } from "./turns.ts";
+import { anew, ballots, canBeJudged, canBeRetried, chosenOf, ended, grown, messagesOf, namesOf, newTurn, type Answer, type Chunk, type Turn } from "./turns.ts";
 
 const chunk = (content: string | null, finish: string | null = null, token?: string): Chunk => ({
   id: "chatcmpl-1",
@@ -19,10 +19,26 @@ test("an answer grows by its chunks; the token comes with the last", () => {
   expect(grown(done, { ...chunk(null), choices: [] }).text).toBe("Hello");
 });
 
+test("an answer without an end is broken, and can be asked for anew", () => {
+  const start: Answer = { asked: "bot", text: "", state: "waiting" };
+  const half = ended(grown(start, chunk("Hel")));
+  expect(half).toMatchObject({ text: "Hel", state: "broken" });
+  expect(ended(start)).toMatchObject({ state: "failed", error: "The server sent no answer." });
+  expect(grown(grown(start, chunk("Hel")), chunk(null, "abort")).state).toBe("broken");
+  const whole = grown(start, chunk("Hello", "stop"));
+  expect(ended(whole)).toBe(whole);
+  expect(grown(whole, { ...chunk(null), choices: [] }).state).toBe("done");
+  expect(["broken", "failed", "stopped", "done", "streaming"].map((state) => canBeRetried({ ...start, state } as Answer))).toEqual([
+    true, true, true, false, false,
+  ]);
+  expect(anew(half)).toEqual(start);
+});
+
 test("a conversation goes on from the chosen answers, and leaves out what failed", () => {
   const pair: Turn = { prompt: "1?", answers: [answered("a", "one", "x"), answered("b", "eins", "y")], blind: false, chosen: 1 };
   const failed: Turn = { prompt: "2?", answers: [{ asked: "a", text: "", state: "failed" }], blind: false, chosen: 0 };
-  expect(messagesOf(" ", [pair, failed], "3?")).toEqual([
+  const broken: Turn = { ...failed, answers: [{ asked: "a", text: "half an ans", id: "z", state: "broken" }] };
+  expect(messagesOf(" ", [pair, failed, broken], "3?")).toEqual([
     { role: "user", content: "1?" },
     { role: "assistant", content: "eins" },
     { role: "user", content: "3?" },

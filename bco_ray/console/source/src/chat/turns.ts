@@ -4,7 +4,8 @@ export interface Answer {
   /** What was asked for, which may be an alias; `model` is the version that answered. */
   asked: string;
   text: string;
-  state: "waiting" | "streaming" | "done" | "stopped" | "failed";
+  /** `broken`: some of it came, and no end. */
+  state: "waiting" | "streaming" | "done" | "stopped" | "broken" | "failed";
   id?: string;
   token?: string;
   model?: string;
@@ -63,20 +64,38 @@ export function grown(answer: Answer, chunk: Chunk): Answer {
     token: chunk.feedback_token ?? answer.token,
     text: answer.text + (choice?.delta.content ?? ""),
     finish: choice?.finish_reason ?? answer.finish,
-    state: choice?.finish_reason ? "done" : "streaming",
+    state: choice?.finish_reason === ABORTED ? "broken" : choice?.finish_reason || answer.state === "done" ? "done" : "streaming",
   };
+}
+
+/** The server's word for an answer that the engine did not bring to an end. */
+const ABORTED = "abort";
+
+/** An answer whose stream is over, whether it said so or not. */
+export function ended(answer: Answer): Answer {
+  if (!isOpen(answer)) return answer;
+  return answer.id ? { ...answer, state: "broken" } : { ...answer, state: "failed", error: "The server sent no answer." };
+}
+
+/** An answer to be asked for anew. */
+export function anew({ asked }: Answer): Answer {
+  return { asked, text: "", state: "waiting" };
+}
+
+export function canBeRetried(answer: Answer): boolean {
+  return answer.state === "broken" || answer.state === "failed" || answer.state === "stopped";
 }
 
 export function isOpen(answer: Answer): boolean {
   return answer.state === "waiting" || answer.state === "streaming";
 }
 
-/** What the model reads: turns without an answer are left out. */
+/** What the model reads: turns without a whole answer are left out; what was stopped was enough. */
 export function messagesOf(system: string, turns: Turn[], prompt: string): Message[] {
   const said: Message[] = system.trim() ? [{ role: "system", content: system }] : [];
   for (const turn of turns) {
     const answer = turn.answers[turn.chosen];
-    if (!answer || answer.state === "failed" || !answer.text) continue;
+    if (!answer || answer.state === "failed" || answer.state === "broken" || !answer.text) continue;
     said.push({ role: "user", content: turn.prompt }, { role: "assistant", content: answer.text });
   }
   return [...said, { role: "user", content: prompt }];

@@ -1,14 +1,14 @@
 /** What the log of a job turned out to be, and the rows that are not trained on. */
 
-import { useState } from "preact/hooks";
-import { ApiError, get, inWords, withQuery, type Page } from "../api.ts";
-import { number, percent, plain, time } from "../format.ts";
+import { ApiError, get, withQuery, type Page } from "../api.ts";
+import { number, percent, time } from "../format.ts";
 import { Plot } from "../jobs/chart.tsx";
-import type { Job } from "../jobs/types.ts";
-import { Facts, Field, Heading, Nothing, Table, Trouble } from "../parts/basics.tsx";
+import { hasEnded, type Job } from "../jobs/types.ts";
+import { Facts, Field, Heading, Nothing, Pending, Table } from "../parts/basics.tsx";
 import { useLoaded } from "../parts/loaded.ts";
 import { addressOf, go } from "../route.ts";
-import { busiest, overTime, reasonsOf, shiftOf, type Quantiles, type Rate, type RefusedRow, type Report } from "./report.ts";
+import { Refused } from "./refused.tsx";
+import { busiest, overTime, reasonsOf, shiftOf, type Quantiles, type Rate, type Report } from "./report.ts";
 
 const JOBS = 50;
 const AGAIN_SECONDS = 5;
@@ -23,7 +23,7 @@ export function DataPage({ id }: { id: string | undefined }) {
   return (
     <>
       <Heading>Data</Heading>
-      <Trouble error={jobs.error} />
+      <Pending of={jobs} what="jobs" />
       {jobs.value?.length === 0 && !id && <Nothing>A log is looked at when a job reads it. There is no job yet.</Nothing>}
       {known.length > 0 && (
         <Field
@@ -47,32 +47,32 @@ export function DataPage({ id }: { id: string | undefined }) {
 
 function JobData({ id }: { id: string }) {
   const path = `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
-  const report = useLoaded((signal) => notYet(get<Report>(`${path}/data`, signal)), [id], (found) =>
-    found === "not yet" ? AGAIN_SECONDS : null,
-  );
-  if (report.value === "not yet") {
+  const report = useLoaded((signal) => reportOf(path, signal), [id], (found) => (found === "not yet" ? AGAIN_SECONDS : null));
+  if (report.value === "not yet" || report.value === "never") {
     return (
       <Nothing>
-        The log of <a href={addressOf("jobs", id)}>this job</a> has not been read yet.
+        The log of <a href={addressOf("jobs", id)}>this job</a>{" "}
+        {report.value === "never" ? "was not read before the job ended." : "has not been read yet."}
       </Nothing>
     );
   }
   return (
     <>
-      <Trouble error={report.error} />
+      <Pending of={report} what="what its log turned out to be" />
       {report.value && <ReportView report={report.value} />}
       {report.value && <Refused path={path} reasons={reasonsOf(report.value)} read={report.value.read} />}
     </>
   );
 }
 
-/** Of a job that is there the report may not be. */
-async function notYet(asked: Promise<Report>): Promise<Report | "not yet"> {
+/** Of a job that is there the report may not be; once the job has ended it never will. */
+async function reportOf(path: string, signal: AbortSignal): Promise<Report | "not yet" | "never"> {
   try {
-    return await asked;
+    return await get<Report>(`${path}/data`, signal);
   } catch (error) {
-    if (error instanceof ApiError && error.status === 404 && error.message.includes("not been read")) return "not yet";
-    throw error;
+    const unread = error instanceof ApiError && error.status === 404 && error.message.includes("not been read");
+    if (!unread) throw error;
+    return hasEnded(await get<Job>(path, signal)) ? "never" : "not yet";
   }
 }
 
@@ -172,76 +172,5 @@ function Rates({ caption, rates }: { caption: string; rates: Rate[] }) {
         </tr>
       ))}
     </Table>
-  );
-}
-
-function Refused({ path, reasons, read }: { path: string; reasons: [string, number][]; read: number }) {
-  const [reason, setReason] = useState("");
-  const first = useLoaded(
-    (signal) => get<Page<RefusedRow>>(withQuery(`${path}/quarantine`, reason ? { reason } : {}), signal),
-    [path, reason],
-  );
-  const [more, setMore] = useState<{ of: string; pages: Page<RefusedRow>[] }>({ of: "", pages: [] });
-  const [error, setError] = useState<string | null>(null);
-  const pages = [...(first.value ? [first.value] : []), ...(more.of === reason ? more.pages : [])];
-  const last = pages.at(-1);
-  const next = async () => {
-    setError(null);
-    try {
-      const query = { ...(reason && { reason }), after: last?.last_id ?? "" };
-      const page = await get<Page<RefusedRow>>(withQuery(`${path}/quarantine`, query));
-      setMore({ of: reason, pages: [...pages.slice(1), page] });
-    } catch (problem) {
-      setError(inWords(problem));
-    }
-  };
-  return (
-    <section aria-labelledby="refused">
-      <h2 id="refused">Votes that are not trained on</h2>
-      {!reasons.length && <Nothing>Every vote was kept.</Nothing>}
-      {reasons.length > 0 && (
-        <Table caption="Why votes were dropped" head={["Reason", "Votes", "Of those read"]}>
-          {reasons.map(([name, count]) => (
-            <tr key={name}>
-              <th scope="row">{name}</th>
-              <td>{number(count)}</td>
-              <td>{percent(read ? count / read : null, 1)}</td>
-            </tr>
-          ))}
-        </Table>
-      )}
-      {reasons.length > 0 && (
-        <Field
-          label="Reason"
-          control={(its) => (
-            <select {...its} value={reason} onChange={(event) => setReason(event.currentTarget.value)}>
-              <option value="">every reason</option>
-              {reasons.map(([name, count]) => (
-                <option key={name} value={name}>
-                  {name}: {count.toLocaleString("en")}
-                </option>
-              ))}
-            </select>
-          )}
-        />
-      )}
-      <Trouble error={first.error ?? error} />
-      {pages
-        .flatMap((page) => page.data)
-        .map((row) => (
-          <article class="card" key={row.id} aria-label={`${row.reason} in ${row.file}`}>
-            <p class="by">
-              {row.reason} ({row.stage}), {row.file} at {row.position}
-            </p>
-            <p>{plain(row.detail)}</p>
-            <pre tabIndex={0}>{row.raw || "nothing is left of it"}</pre>
-          </article>
-        ))}
-      {last?.has_more && (
-        <button type="button" onClick={next}>
-          More
-        </button>
-      )}
-    </section>
   );
 }

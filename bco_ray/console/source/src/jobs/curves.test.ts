@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { merged, newest, PANELS, rowsOf, seriesOf } from "./curves.ts";
+import { newest, PANELS, rowsOf, seriesOf } from "./curves.ts";
 import type { JobEvent } from "./types.ts";
 
 const event = (id: string, data: Record<string, unknown>): JobEvent => ({
@@ -19,10 +19,4 @@ test("steps come in order, each as it was done last", () => {
   expect(seriesOf(PANELS[3]!, rows)[1]).toEqual([0.6, null, null]);
   expect(newest(PANELS[3]!, rows)).toEqual([{ name: "AUC", value: 0.6 }]);
   expect(newest(PANELS[1]!, rows)).toEqual([]);
-});
-
-test("a page of events joins those that are known", () => {
-  const known = [event("2", {}), event("1", {})];
-  expect(merged(known, [event("3", {}), event("2", {})])).toMatchObject({ whole: true, events: [{ id: "3" }, { id: "2" }, { id: "1" }] });
-  expect(merged(known, [event("4", {}), event("3", {})]).whole).toBe(false);
 });

@@ -48,10 +48,3 @@ export function newest(panel: Panel, rows: Row[]): { name: string; value: number
     return typeof value === "number" ? [{ name, value }] : [];
   });
 }
-
-/** Known events and a page of newer ones, the newest first; `whole` if the page reaches what was known. */
-export function merged(known: JobEvent[], page: JobEvent[]): { events: JobEvent[]; whole: boolean } {
-  const ids = new Set(known.map((event) => event.id));
-  const fresh = page.filter((event) => !ids.has(event.id));
-  return { events: [...fresh, ...known], whole: fresh.length < page.length };
-}

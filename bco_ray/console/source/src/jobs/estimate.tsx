@@ -17,7 +17,7 @@ export function EstimateView({ estimate }: { estimate: Estimate }) {
           ["Memory per worker", size(memory.total)],
           ["Workers", count(workers, "worker")],
           ["Time", seconds === null ? "not known here" : duration(seconds)],
-          ["GPU hours", gpu_hours === null ? "not known here" : number(gpu_hours)],
+          ["Time of GPUs", gpu_hours === null ? "not known here" : duration(gpu_hours * 3600)],
           ["Time is reckoned from", basis],
         ]}
       />

@@ -1,6 +1,7 @@
 /** The inputs of a form that a schema describes. */
 
 import { Field } from "../parts/basics.tsx";
+import { own } from "../route.ts";
 import { spelled, type Group, type Input } from "./schema.ts";
 
 export interface Typed {
@@ -9,11 +10,26 @@ export interface Typed {
   set: (path: string, text: string) => void;
 }
 
+/** Open whatever hides a field that does not fit, and go to the first one. */
+export function showWrong(form: HTMLElement): void {
+  const found = [...form.querySelectorAll<HTMLElement>('[aria-invalid="true"], [data-wrong]')];
+  for (const one of found) {
+    for (let folded = one.closest("details"); folded; folded = folded.parentElement?.closest("details") ?? null) folded.open = true;
+  }
+  found[0]?.focus();
+}
+
 export function GroupFields({ group, typed, label }: { group: Group; typed: Typed; label?: string }) {
+  const wrong = own(typed.wrong, group.path.join("."));
   return (
     <fieldset>
       <legend>{label ?? group.name}</legend>
       {group.help && <p class="help">{group.help}</p>}
+      {wrong && (
+        <p class="wrong" tabIndex={-1} data-wrong>
+          {wrong}
+        </p>
+      )}
       <Inputs inputs={group.inputs} typed={typed} />
       {group.groups.map((inner) => (
         <GroupFields key={inner.name} group={inner} typed={typed} />

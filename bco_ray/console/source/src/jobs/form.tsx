@@ -1,22 +1,18 @@
 /** A new job, or what it would take. Which settings there are the server's schema says. */
 
 import type { TargetedEvent } from "preact";
-import { useMemo, useRef, useState } from "preact/hooks";
-import { get, inWords, post, upload, type Page } from "../api.ts";
-import { Field, Heading, Trouble } from "../parts/basics.tsx";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { get, inWords, post } from "../api.ts";
+import { Field, Heading, Pending, Trouble } from "../parts/basics.tsx";
+import { Intents } from "../parts/intents.ts";
 import { say } from "../parts/live.tsx";
 import { useLoaded } from "../parts/loaded.ts";
 import { addressOf, go } from "../route.ts";
-import { randomId } from "../session.ts";
 import { EstimateView } from "./estimate.tsx";
-import { GroupFields, Inputs, type Typed } from "./fields.tsx";
-import { bodyOf, formOf, type Chosen, type Schemas } from "./request.ts";
+import { GroupFields, Inputs, showWrong, type Typed } from "./fields.tsx";
+import { bodyOf, formOf, placeOf, type Chosen, type Schemas } from "./request.ts";
+import { ModelField, VotesField } from "./sources.tsx";
 import type { Estimate, Job } from "./types.ts";
-
-interface Stored {
-  id: string;
-  filename: string;
-}
 
 export function NewJobPage() {
   const schemas = useLoaded((signal) => get<Schemas>("/v1/fine_tuning/schema", signal), []);
@@ -26,7 +22,7 @@ export function NewJobPage() {
         <a href={addressOf("jobs")}>All jobs</a>
       </p>
       <Heading>New job</Heading>
-      <Trouble error={schemas.error} />
+      <Pending of={schemas} what="the form" />
       {schemas.value && <JobForm schemas={schemas.value} />}
     </>
   );
@@ -40,27 +36,63 @@ function JobForm({ schemas }: { schemas: Schemas }) {
   const [error, setError] = useState<string | null>(null);
   const [busy, setBusy] = useState<"" | "estimate" | "create">("");
   const [estimate, setEstimate] = useState<Estimate | null>(null);
-  const idempotency = useRef({ said: "", key: "" });
-  const typed: Typed = { values, wrong, set: (path, text) => setValues((before) => ({ ...before, [path]: text })) };
+  const [attempts, setAttempts] = useState(0);
+  const place = useRef<HTMLFormElement>(null);
+  const asking = useRef(false);
+  const wanted = useRef(new Intents());
+  const version = useRef(0);
+  useEffect(() => {
+    if (attempts && place.current) showWrong(place.current);
+  }, [attempts]);
 
-  const send = async (what: "estimate" | "create") => {
-    const { body, wrong: found } = bodyOf(chosen, form, values);
+  const changed = (path: string) => {
+    version.current += 1; // an estimate of what was there before is none of this
+    setEstimate(null);
+    setWrong(({ [path]: _, ...others }) => others);
+  };
+  const set = (path: string, text: string) => {
+    changed(path);
+    setValues((before) => ({ ...before, [path]: text }));
+  };
+  const choose = (name: keyof Chosen) => (text: string) => {
+    changed(name);
+    setChosen((before) => ({ ...before, [name]: text }));
+  };
+  const typed: Typed = { values, wrong, set };
+
+  const refuse = (found: Record<string, string>, message: string) => {
     setWrong(found);
+    setError(message);
+    setAttempts((before) => before + 1);
+  };
+  const reckon = async (body: unknown) => {
+    const of = version.current;
+    setEstimate(null);
+    const found = await post<Estimate>("/v1/fine_tuning/jobs/estimate", body);
+    if (of !== version.current) return say("The form has changed since the estimate was asked for.");
+    setEstimate(found);
+    say("The estimate is there.");
+  };
+  const make = async (body: unknown) => {
+    const job = await post<Job>("/v1/fine_tuning/jobs", body, { "idempotency-key": wanted.current.key("job", body) });
+    say(`The job ${job.id} is created.`);
+    go("jobs", job.id);
+  };
+  const send = async (what: "estimate" | "create") => {
+    if (asking.current) return;
+    const { body, wrong: found } = bodyOf(chosen, form, values);
+    if (Object.keys(found).length) return refuse(found, "Some fields do not fit; each says what it takes.");
+    setWrong({});
     setError(null);
-    if (Object.keys(found).length) return setError("Some fields do not fit; each says what it takes.");
     setBusy(what);
+    asking.current = true;
     try {
-      if (what === "estimate") {
-        setEstimate(null);
-        setEstimate(await post<Estimate>("/v1/fine_tuning/jobs/estimate", body));
-        say("The estimate is there.");
-      } else {
-        const job = await post<Job>("/v1/fine_tuning/jobs", body, { "idempotency-key": keyFor(idempotency.current, body) });
-        go("jobs", job.id);
-      }
+      await (what === "estimate" ? reckon(body) : make(body));
     } catch (problem) {
-      setError(inWords(problem));
+      const path = placeOf(problem, form);
+      refuse(path ? { [path]: inWords(problem) } : {}, inWords(problem));
     }
+    asking.current = false;
     setBusy("");
   };
   const create = (event: TargetedEvent<HTMLFormElement>) => {
@@ -68,20 +100,18 @@ function JobForm({ schemas }: { schemas: Schemas }) {
     void send("create");
   };
   return (
-    <form onSubmit={create} noValidate>
+    <form onSubmit={create} ref={place} noValidate>
       <section class="card" aria-label="What to train">
         <div class="row">
-          <ModelField value={chosen.model} error={wrong.model} onChange={(model) => setChosen((before) => ({ ...before, model }))} />
+          <ModelField value={chosen.model} error={wrong.model} onChange={choose("model")} />
           <Field
             label="Method"
+            error={wrong.method}
             control={(its) => (
               <select
                 {...its}
                 value={chosen.method}
-                onChange={(event) => {
-                  const method = event.currentTarget.value;
-                  setChosen((before) => ({ ...before, method }));
-                }}
+                onChange={(event) => choose("method")(event.currentTarget.value)}
               >
                 {schemas.methods.map((method) => (
                   <option key={method}>{method}</option>
@@ -93,7 +123,7 @@ function JobForm({ schemas }: { schemas: Schemas }) {
         <VotesField
           value={chosen.training_file}
           error={wrong.training_file}
-          onChange={(training_file) => setChosen((before) => ({ ...before, training_file }))}
+          onChange={choose("training_file")}
         />
         <Inputs inputs={form.rest.inputs} typed={typed} />
         <h2>Hyperparameters</h2>
@@ -113,96 +143,14 @@ function JobForm({ schemas }: { schemas: Schemas }) {
       </details>
       <Trouble error={error} />
       <div class="actions">
-        <button type="button" disabled={busy !== ""} onClick={() => send("estimate")}>
+        <button type="button" aria-disabled={busy !== ""} onClick={() => send("estimate")}>
           {busy === "estimate" ? "Reckoning …" : "What would it take?"}
         </button>
-        <button type="submit" class="primary" disabled={busy !== ""}>
+        <button type="submit" class="primary" aria-disabled={busy !== ""}>
           Create the job
         </button>
       </div>
       {estimate && <EstimateView estimate={estimate} />}
     </form>
-  );
-}
-
-/** The same request sent again, after no answer came, is the same job. */
-function keyFor(kept: { said: string; key: string }, body: unknown): string {
-  const said = JSON.stringify(body);
-  if (kept.said !== said) Object.assign(kept, { said, key: `console-${randomId()}` });
-  return kept.key;
-}
-
-function ModelField({ value, error, onChange }: { value: string; error?: string; onChange: (model: string) => void }) {
-  const known = useLoaded(
-    async (signal) => (await get<Page<{ id: string; versions: { id: string }[] }>>("/v1/registry/models", signal)).data,
-    [],
-  );
-  const names = (known.value ?? []).flatMap((model) => [`${model.id}@prod`, ...model.versions.map((one) => one.id).reverse()]);
-  return (
-    <Field
-      label="Model"
-      help="A registered version (name/3, name@prod), or a place that the server allows."
-      error={error}
-      control={(its) => (
-        <>
-          <input {...its} type="text" list="models" autocomplete="off" value={value} onInput={(event) => onChange(event.currentTarget.value)} />
-          <datalist id="models">
-            {names.map((name) => (
-              <option key={name} value={name} />
-            ))}
-          </datalist>
-        </>
-      )}
-    />
-  );
-}
-
-function VotesField({ value, error, onChange }: { value: string; error?: string; onChange: (place: string) => void }) {
-  const files = useLoaded(async (signal) => (await get<Page<Stored>>("/v1/files?limit=100", signal)).data, []);
-  const [problem, setProblem] = useState<string | null>(null);
-  const [busy, setBusy] = useState(false);
-  const send = async (event: TargetedEvent<HTMLInputElement>) => {
-    const file = event.currentTarget.files?.[0];
-    if (!file) return;
-    setBusy(true);
-    setProblem(null);
-    try {
-      const stored = await upload<Stored>("/v1/files", file, { purpose: "fine-tune" });
-      onChange(stored.id);
-      files.again();
-      say(`${stored.filename} is uploaded.`);
-    } catch (failed) {
-      setProblem(inWords(failed));
-    }
-    setBusy(false);
-  };
-  const uploaded = files.value ?? [];
-  return (
-    <>
-      <div class="row">
-        <Field
-          label="Votes"
-          help="An upload, a place that the server allows, or the server's own log: feedback is all of it, feedback: what came since the last version."
-          error={error}
-          control={(its) => (
-            <>
-              <input {...its} type="text" list="votes" autocomplete="off" value={value} onInput={(event) => onChange(event.currentTarget.value)} />
-              <datalist id="votes">
-                <option value="feedback">The server's own log</option>
-                <option value="feedback:">Its newest votes</option>
-                {uploaded.map((file) => (
-                  <option key={file.id} value={file.id}>
-                    {file.filename}
-                  </option>
-                ))}
-              </datalist>
-            </>
-          )}
-        />
-        <Field label={busy ? "Uploading …" : "Upload a file of votes"} control={(its) => <input {...its} type="file" disabled={busy} onChange={send} />} />
-      </div>
-      <p class="note">{uploaded.filter((file) => file.id === value).map((file) => `${file.id} is ${file.filename}`)}</p>
-      <Trouble error={problem} />
-    </>
   );
 }

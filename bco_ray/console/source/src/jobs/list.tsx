@@ -1,7 +1,8 @@
-import { useState } from "preact/hooks";
-import { get, inWords, withQuery, type Page } from "../api.ts";
-import { time } from "../format.ts";
-import { Badge, Heading, Nothing, Table, Trouble } from "../parts/basics.tsx";
+import { useEffect, useRef } from "preact/hooks";
+import { firstOf, get, withQuery, type Page } from "../api.ts";
+import { count, time } from "../format.ts";
+import { Badge, Heading, Nothing, Pending, Table } from "../parts/basics.tsx";
+import { say } from "../parts/live.tsx";
 import { useLoaded } from "../parts/loaded.ts";
 import { addressOf } from "../route.ts";
 import { hasEnded, type Job } from "./types.ts";
@@ -10,25 +11,27 @@ const AT_ONCE = 20;
 const EVERY_SECONDS = 4;
 
 export function JobsPage() {
-  const first = useLoaded(
-    (signal) => get<Page<Job>>(withQuery("/v1/fine_tuning/jobs", { limit: AT_ONCE }), signal),
+  const wanted = useRef(AT_ONCE);
+  // All that are shown are asked for each time: so none falls between two pages, and none stands there as it was.
+  const found = useLoaded(
+    (signal) => firstOf<Job>(wanted.current, (query) => get<Page<Job>>(withQuery("/v1/fine_tuning/jobs", query), signal)),
     [],
     (page) => (page && page.data.every(hasEnded) ? 5 * EVERY_SECONDS : EVERY_SECONDS),
   );
-  const [older, setOlder] = useState<Page<Job>[]>([]);
-  const [error, setError] = useState<string | null>(null);
-  const last = older.at(-1) ?? first.value;
-  const more = async () => {
-    setError(null);
-    try {
-      const after = last?.data.at(-1)?.id ?? "";
-      const page = await get<Page<Job>>(withQuery("/v1/fine_tuning/jobs", { limit: AT_ONCE, after }));
-      setOlder((before) => [...before, page]);
-    } catch (problem) {
-      setError(inWords(problem));
-    }
+  const jobs = found.value?.data ?? [];
+  const rows = useRef<HTMLDivElement>(null);
+  const shown = useRef<number | null>(null);
+  const more = () => {
+    shown.current = jobs.length;
+    wanted.current = jobs.length + AT_ONCE;
+    found.again();
   };
-  const jobs = distinct([...(first.value?.data ?? []), ...older.flatMap((page) => page.data)]);
+  useEffect(() => {
+    if (shown.current === null || jobs.length <= shown.current) return;
+    rows.current?.querySelectorAll<HTMLElement>("tbody a")[shown.current]?.focus(); // the first of those that came
+    say(`${count(jobs.length - shown.current, "more job")}.`);
+    shown.current = null;
+  }, [jobs.length]);
   const create = (
     <a class="primary" href={addressOf("jobs", "new")}>
       New job
@@ -37,16 +40,18 @@ export function JobsPage() {
   return (
     <>
       <Heading actions={create}>Jobs</Heading>
-      <Trouble error={first.error ?? error} />
-      {first.value && !jobs.length && <Nothing>No job yet. A job trains a model on votes.</Nothing>}
-      {jobs.length > 0 && (
-        <Table caption="Jobs, the newest first" head={["Job", "Status", "Model", "Result", "Created", "Metadata"]}>
-          {jobs.map((job) => (
-            <JobRow key={job.id} job={job} />
-          ))}
-        </Table>
-      )}
-      {last?.has_more && (
+      <Pending of={found} what="jobs" />
+      {found.value && !jobs.length && <Nothing>No job yet. A job trains a model on votes.</Nothing>}
+      <div ref={rows}>
+        {jobs.length > 0 && (
+          <Table caption="Jobs, the newest first" head={["Job", "Status", "Model", "Result", "Created", "Metadata"]}>
+            {jobs.map((job) => (
+              <JobRow key={job.id} job={job} />
+            ))}
+          </Table>
+        )}
+      </div>
+      {found.value?.has_more && (
         <div class="actions">
           <button type="button" onClick={more}>
             Older jobs
@@ -76,9 +81,4 @@ function JobRow({ job }: { job: Job }) {
       <td>{metadata.join(" ") || "–"}</td>
     </tr>
   );
-}
-
-/** A job that came while older pages were fetched is on two of them. */
-function distinct(jobs: Job[]): Job[] {
-  return [...new Map(jobs.map((job) => [job.id, job])).values()];
 }

@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
-import { bodyOf, formOf, type Schemas } from "./request.ts";
+import { ApiError } from "../api.ts";
+import { bodyOf, formOf, placeOf, type Schemas } from "./request.ts";
 
 const SCHEMAS: Schemas = {
   methods: ["bco"],
@@ -32,4 +33,19 @@ test("a filled form is a request", () => {
     body: { model: "", training_file: "f", method: { type: "bco" } },
     wrong: { model: "Name a model." },
   });
+});
+
+test("a refusal is shown at the field that it names", () => {
+  const form = formOf(SCHEMAS);
+  const at = (param: string | null, status = 400) => placeOf(new ApiError(status, "No.", null, param), form);
+  expect(["model", "training_file", "seed", "budget.hours", "spec.training.max_length"].map((param) => at(param))).toEqual([
+    "model", "training_file", "seed", "budget.hours", "spec.training.max_length",
+  ]);
+  expect(at("method.bco.hyperparameters.beta")).toBe("hyperparameters.beta");
+  expect(at("hyperparameters.beta.constrained-float")).toBe("hyperparameters.beta");
+  expect(at("method")).toBe("method");
+  expect(at("spec.training")).toBe("spec.training");
+  expect(at("spec.training.deepspeed.nvme_path")).toBe("spec.training");
+  expect([at("spec.unheard.of"), at(null), placeOf(new Error("x"), form)]).toEqual([null, null, null]);
+  expect(at(null, 404)).toBe("training_file");
 });

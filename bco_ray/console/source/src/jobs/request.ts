@@ -1,6 +1,7 @@
 /** From a filled form to the body of a request for a job. Pure. */
 
-import { groupOf, readAll, type Group, type Schema } from "./schema.ts";
+import { ApiError } from "../api.ts";
+import { groupOf, inputsOf, readAll, type Group, type Schema } from "./schema.ts";
 
 /** What `GET /v1/fine_tuning/schema` answers. */
 export interface Schemas {
@@ -48,4 +49,24 @@ export function bodyOf(chosen: Chosen, form: Form, typed: Record<string, string>
   const { hyperparameters, ...rest } = said;
   const method = { type: chosen.method, ...(hyperparameters ? { [chosen.method]: { hyperparameters } } : {}) };
   return { body: { model: chosen.model.trim(), training_file: chosen.training_file.trim(), method, ...rest }, wrong };
+}
+
+/** The field that the server's refusal is about, or the group of fields; null: none of those that are here. */
+export function placeOf(refusal: unknown, form: Form): string | null {
+  if (!(refusal instanceof ApiError)) return null;
+  const said = refusal.param ?? (refusal.status === 404 ? "training_file" : null);
+  if (said === null) return null;
+  const param = said.replace(/^method\.[^.]+\./, "");
+  const inputs = [form.hyperparameters, form.budget, form.rest, form.spec].flatMap(inputsOf).map((input) => input.path.join("."));
+  const groups = form.spec.groups.flatMap(allOf).map((group) => group.path.join("."));
+  const holds = (path: string) => param === path || param.startsWith(`${path}.`);
+  return longest([...OWN, ...inputs].filter(holds)) ?? longest(groups.filter(holds));
+}
+
+function allOf(group: Group): Group[] {
+  return [group, ...group.groups.flatMap(allOf)];
+}
+
+function longest(paths: string[]): string | null {
+  return paths.sort((a, b) => b.length - a.length)[0] ?? null;
 }

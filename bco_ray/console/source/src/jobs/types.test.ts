@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { movesOf, phaseOf, type Job } from "./types.ts";
+import { movesOf, phaseOf, spentText, type Job } from "./types.ts";
 
 const job = (status: string, details: Partial<Job["status_details"]> = {}): Job =>
   ({ status, status_details: { phase: null, on_cluster: false, ...details } }) as Job;
@@ -16,4 +16,10 @@ test("phases", () => {
   expect(phaseOf(job("running", { phase: "train" })).map((phase) => phase.is)).toEqual(["done", "done", "current", "ahead"]);
   expect(phaseOf(job("succeeded", { phase: "evaluate" })).every((phase) => phase.is === "done")).toBe(true);
   expect(phaseOf(job("queued")).every((phase) => phase.is === "ahead")).toBe(true);
+});
+
+test("what was spent, in units of its size", () => {
+  expect(spentText({ hours: 4e-4, gpu_hours: 1e-5, tokens: 1200 })).toBe("1 s, less than 1 s of GPUs, 1,200 tokens");
+  expect(spentText({ hours: 2.5, gpu_hours: 20, tokens: 1 })).toBe("2 h 30 min, 20 h 0 min of GPUs, 1 token");
+  expect(spentText({ hours: 0.02, gpu_hours: 0 })).toBe("1 min 12 s, 0 tokens");
 });

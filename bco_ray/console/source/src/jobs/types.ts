@@ -1,5 +1,7 @@
 /** The parts of OpenAI's objects, and of ours beside them, that are shown. */
 
+import { count, duration } from "../format.ts";
+
 export interface Job {
   id: string;
   status: string;
@@ -69,6 +71,13 @@ export interface Estimate {
 }
 
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+
+/** What a job has used. Hours are what budgets count in, and far too long a unit for a small job. */
+export function spentText(spent: Record<string, number>): string {
+  const { hours = 0, gpu_hours = 0, tokens = 0 } = spent;
+  const time = (some: number) => (some > 0 && some * 3600 < 1 ? "less than 1 s" : duration(some * 3600));
+  return [time(hours), ...(gpu_hours > 0 ? [`${time(gpu_hours)} of GPUs`] : []), count(tokens, "token")].join(", ");
+}
 
 export function hasEnded(job: Job): boolean {
   return ENDED.has(job.status);

@@ -1,18 +1,17 @@
 /** One job: how far it is, what it is doing, what came of it, and what can be done about it. */
 
 import { useState } from "preact/hooks";
-import { get, post, type Page } from "../api.ts";
-import { count, duration, number, plain, time } from "../format.ts";
-import { Badge, Facts, Heading, Nothing, Table, Trouble } from "../parts/basics.tsx";
-import { Confirm } from "../parts/dialog.tsx";
-import { say } from "../parts/live.tsx";
+import { get, type Page } from "../api.ts";
+import { duration, number, plain, time } from "../format.ts";
+import { Badge, Facts, Heading, Nothing, Pending, Table, Trouble } from "../parts/basics.tsx";
 import { useLoaded } from "../parts/loaded.ts";
-import { addressOf, go } from "../route.ts";
-import { randomId } from "../session.ts";
+import { addressOf } from "../route.ts";
 import { Curves } from "./chart.tsx";
 import { PANELS, rowsOf } from "./curves.ts";
-import { useEvents, useLog } from "./trail.ts";
-import { hasEnded, movesOf, phaseOf, type Checkpoint, type Job, type JobEvent } from "./types.ts";
+import type { Followed } from "./following.ts";
+import { Moves } from "./moves.tsx";
+import { useEvents, useLog, type Log } from "./trail.ts";
+import { hasEnded, phaseOf, spentText, type Checkpoint, type Job, type JobEvent } from "./types.ts";
 
 const EVERY_SECONDS = 2;
 
@@ -28,26 +27,17 @@ export function JobPage({ id }: { id: string }) {
       <p>
         <a href={addressOf("jobs")}>All jobs</a>
       </p>
-      <Heading actions={one && <Moves job={one} path={path} onMoved={job.again} />}>
+      <Heading actions={one && <Moves job={one} path={path} onMoved={job.set} />}>
         {one?.user_provided_suffix ?? "Job"} <span class="help">{id}</span>
       </Heading>
-      <Trouble error={job.error} />
+      <Pending of={job} what="the job" />
       {one && (
         <>
           <Standing job={one} />
-          <Metrics events={events} />
+          <Metrics events={events.known} />
           <Checkpoints path={path} turn={`${one.status} ${one.status_details.checkpoint_step}`} />
           <Events events={events} />
-          <section aria-labelledby="log">
-            <h2 id="log">Log</h2>
-            {log ? (
-              <pre tabIndex={0} aria-labelledby="log" role="region">
-                {log}
-              </pre>
-            ) : (
-              <Nothing>Nothing has been printed yet.</Nothing>
-            )}
-          </section>
+          <LogView log={log} />
           <details>
             <summary>The whole spec</summary>
             <pre tabIndex={0}>{JSON.stringify(one.spec, null, 2)}</pre>
@@ -95,7 +85,7 @@ function Standing({ job }: { job: Job }) {
           ["Started", time(job.started_at)],
           ["Ended", time(job.finished_at)],
           ["Attempt", number(job.attempt)],
-          ["Spent", `${number(job.spent.hours)} h, ${number(job.spent.gpu_hours)} GPU h, ${count(job.spent.tokens ?? 0, "token")}`],
+          ["Spent", spentText(job.spent)],
           ...(job.retried_from ? [["Goes on from", <OtherJob from={job.retried_from} />] as [string, preact.JSX.Element]] : []),
           ...Object.entries(job.metadata).map(([name, value]): [string, string] => [name, value]),
           ...Object.entries(job.evaluation ?? {})
@@ -119,43 +109,6 @@ function OtherJob({ from }: { from: { job: string; step: number | null } }) {
   );
 }
 
-const MOVES = {
-  pause: { name: "Pause", ask: "Pause this job?", means: "It stops after a checkpoint, and its cluster is free until it is resumed." },
-  resume: { name: "Resume", ask: "Resume this job?", means: "It goes on from its newest checkpoint." },
-  cancel: { name: "Cancel", ask: "Cancel this job?", means: "It ends after a checkpoint, from which it can be retried as a new job." },
-  retry: { name: "Retry", ask: "Train again?", means: "A new job goes on from the newest checkpoint, with the same data and model." },
-};
-
-function Moves({ job, path, onMoved }: { job: Job; path: string; onMoved: () => void }) {
-  const [asked, setAsked] = useState<keyof typeof MOVES | null>(null);
-  const move = async (verb: keyof typeof MOVES) => {
-    const moved = await post<Job>(`${path}/${verb}`, {}, verb === "retry" ? { "idempotency-key": randomId() } : {});
-    say(`${MOVES[verb].name}: the job is ${moved.status}.`);
-    if (verb === "retry") go("jobs", moved.id);
-    else onMoved();
-  };
-  return (
-    <div class="actions">
-      {movesOf(job).map((verb) => (
-        <button key={verb} type="button" class={verb === "cancel" ? "danger" : ""} onClick={() => setAsked(verb)}>
-          {MOVES[verb].name}
-        </button>
-      ))}
-      {asked && (
-        <Confirm
-          title={MOVES[asked].ask}
-          yes={`Yes, ${asked}`}
-          danger={asked === "cancel"}
-          onYes={() => move(asked)}
-          onClose={() => setAsked(null)}
-        >
-          <p>{MOVES[asked].means}</p>
-        </Confirm>
-      )}
-    </div>
-  );
-}
-
 function Metrics({ events }: { events: JobEvent[] }) {
   const rows = rowsOf(events);
   if (!rows.length) return null;
@@ -173,43 +126,50 @@ function Metrics({ events }: { events: JobEvent[] }) {
 
 function Checkpoints({ path, turn }: { path: string; turn: string }) {
   const found = useLoaded((signal) => get<Page<Checkpoint>>(`${path}/checkpoints?limit=100`, signal), [path, turn]);
-  if (!found.value?.data.length) return <Trouble error={found.error} />;
+  const made = found.value?.data ?? [];
   return (
     <section aria-labelledby="checkpoints">
       <h2 id="checkpoints">Checkpoints</h2>
-      <Table caption="Checkpoints, the newest first" head={["Step", "Made", "Loss since the one before"]}>
-        {found.value.data.map((one) => (
-          <tr key={one.id}>
-            <th scope="row">{one.step_number}</th>
-            <td>{time(one.created_at)}</td>
-            <td>{number(one.metrics.train_loss)}</td>
-          </tr>
-        ))}
-      </Table>
+      <Pending of={found} what="checkpoints" />
+      {found.value && !made.length && <Nothing>No checkpoint has been made.</Nothing>}
+      {made.length > 0 && (
+        <Table caption="Checkpoints, the newest first" head={["Step", "Made", "Loss since the one before"]}>
+          {made.map((one) => (
+            <tr key={one.id}>
+              <th scope="row">{one.step_number}</th>
+              <td>{time(one.created_at)}</td>
+              <td>{number(one.metrics.train_loss)}</td>
+            </tr>
+          ))}
+        </Table>
+      )}
     </section>
   );
 }
 
 const FEW = 12;
 
-function Events({ events }: { events: JobEvent[] }) {
+function Events({ events }: { events: Followed<JobEvent[]> }) {
   const [whole, setWhole] = useState(false);
-  const said = events.filter((event) => event.type === "message");
-  if (!said.length) return null;
+  const said = events.known.filter((event) => event.type === "message");
   return (
     <section aria-labelledby="events">
       <h2 id="events">Events</h2>
-      <Table caption="Events, the newest first" head={["When", "Level", "What"]}>
-        {said.slice(0, whole ? undefined : FEW).map((event) => (
-          <tr key={event.id}>
-            <td>{time(event.created_at)}</td>
-            <td>
-              <Badge status={event.level} />
-            </td>
-            <td>{event.message}</td>
-          </tr>
-        ))}
-      </Table>
+      <Pending of={pendingOf(events)} what="events" />
+      {events.looked && !said.length && <Nothing>Nothing has happened yet.</Nothing>}
+      {said.length > 0 && (
+        <Table caption="Events, the newest first" head={["When", "Level", "What"]}>
+          {said.slice(0, whole ? undefined : FEW).map((event) => (
+            <tr key={event.id}>
+              <td>{time(event.created_at)}</td>
+              <td>
+                <Badge status={event.level} />
+              </td>
+              <td>{event.message}</td>
+            </tr>
+          ))}
+        </Table>
+      )}
       {said.length > FEW && (
         <button type="button" class="quiet" aria-expanded={whole} onClick={() => setWhole(!whole)}>
           {whole ? "Only the newest" : `All ${said.length}`}
@@ -217,4 +177,24 @@ function Events({ events }: { events: JobEvent[] }) {
       )}
     </section>
   );
+}
+
+function LogView({ log }: { log: Followed<Log> }) {
+  const { text } = log.known;
+  return (
+    <section aria-labelledby="log">
+      <h2 id="log">Log</h2>
+      <Pending of={pendingOf(log)} what="the log" />
+      {text && (
+        <pre tabIndex={0} aria-labelledby="log" role="region">
+          {text}
+        </pre>
+      )}
+      {log.looked && !text && <Nothing>Nothing has been printed yet.</Nothing>}
+    </section>
+  );
+}
+
+function pendingOf({ looked, error }: Followed<unknown>) {
+  return { value: looked || null, error };
 }

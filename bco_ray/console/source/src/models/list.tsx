@@ -1,5 +1,5 @@
 import { get, type Page } from "../api.ts";
-import { Heading, Nothing, Table, Trouble } from "../parts/basics.tsx";
+import { Heading, Nothing, Pending, Table } from "../parts/basics.tsx";
 import { useLoaded } from "../parts/loaded.ts";
 import { addressOf } from "../route.ts";
 import type { Model } from "./stats.ts";
@@ -9,7 +9,7 @@ export function ModelsPage() {
   return (
     <>
       <Heading>Models</Heading>
-      <Trouble error={found.error} />
+      <Pending of={found} what="models" />
       {found.value?.length === 0 && <Nothing>No model is registered yet. A job that succeeds registers one.</Nothing>}
       {found.value && found.value.length > 0 && (
         <Table caption="Registered models" head={["Model", "Versions", "Aliases", "Canary"]}>

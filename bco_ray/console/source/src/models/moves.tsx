@@ -3,7 +3,8 @@
 import type { TargetedEvent } from "preact";
 import { useState } from "preact/hooks";
 import { Field } from "../parts/basics.tsx";
-import { Confirm } from "../parts/dialog.tsx";
+import { Confirm, focusClicked } from "../parts/dialog.tsx";
+import { own } from "../route.ts";
 import type { Model, Version } from "./stats.ts";
 import type { Move } from "./view.tsx";
 
@@ -11,9 +12,10 @@ export function Promote({ model, version, onMove }: { model: Model; version: Ver
   const [asked, setAsked] = useState(false);
   const [alias, setAlias] = useState("prod");
   const [force, setForce] = useState(false);
-  const now = model.aliases[alias];
+  const now = own(model.aliases, alias);
   const against = alias === "prod" && version.gate && !version.gate.passes ? version.gate.reasons : [];
-  const ask = () => {
+  const ask = (event: TargetedEvent<HTMLButtonElement>) => {
+    focusClicked(event);
     setAlias("prod");
     setForce(false);
     setAsked(true);
@@ -68,9 +70,13 @@ export function Promote({ model, version, onMove }: { model: Model; version: Ver
 
 export function Rollback({ model, alias, version, onMove }: { model: Model; alias: string; version: number; onMove: Move }) {
   const [asked, setAsked] = useState(false);
+  const ask = (event: TargetedEvent<HTMLButtonElement>) => {
+    focusClicked(event);
+    setAsked(true);
+  };
   return (
     <>
-      <button type="button" onClick={() => setAsked(true)} aria-label={`Roll back ${alias}`}>
+      <button type="button" onClick={ask} aria-label={`Roll back ${alias}`}>
         Roll back
       </button>
       {asked && (
@@ -97,6 +103,7 @@ export function Canary({ model, onMove }: { model: Model; onMove: Move }) {
   if (candidate === undefined) return <p class="note">Promote a version as candidate, and it can be given a share of the traffic.</p>;
   const ask = (event: TargetedEvent<HTMLFormElement>) => {
     event.preventDefault();
+    focusClicked({ currentTarget: (event as unknown as SubmitEvent).submitter });
     setAsked(true);
   };
   return (
@@ -112,7 +119,7 @@ export function Canary({ model, onMove }: { model: Model; onMove: Move }) {
         <Confirm
           title={`Give ${model.id}/${candidate} ${percent || 0} %?`}
           yes="Yes, set the share"
-          onYes={() => onMove("canary", { percent: Number(percent) })}
+          onYes={() => onMove("canary", { percent: Number(percent), generation: model.generation })}
           onClose={() => setAsked(false)}
         >
           <p>It is {model.canary?.percent ?? 0} % now. The same user stays on one side.</p>

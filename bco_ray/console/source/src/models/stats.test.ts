@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { interval, metricsOf, rate, said, shareOf, type Model, type Version, gateText, trialText } from "./stats.ts";
+import { interval, lastMove, metricsOf, rate, said, shareOf, type Model, type Version, gateText, trialText } from "./stats.ts";
 
 const version = (number: number, evaluation: Record<string, unknown> | null = null) => ({ version: number, evaluation }) as Version;
 const model = (aliases: Record<string, number>, percent?: number) =>
@@ -11,7 +11,7 @@ test("an interval is the one of the textbook", () => {
   expect(interval(0, 0)).toEqual([0, 1]);
   expect(interval(5, 5)[1]).toBe(1);
   expect(rate({ id: "m/1", up: 720, down: 480 })).toBe("60 % of 1,200 (57 to 63 %)");
-  expect(rate(undefined)).toBe("no votes");
+  expect([rate(undefined), rate(undefined, "loading"), rate({ id: "m/1", up: 1, down: 0 }, "failed")]).toEqual(["no votes", "…", "not known"]);
 });
 
 test("metrics of several versions", () => {
@@ -30,6 +30,11 @@ test("moves", () => {
   expect(said({ canary: 5, was: 0, at: 1 })).toBe("canary 5 %");
   expect(said({ canary: 0, was: 5, because: "worse" })).toBe("canary 0 %, because worse");
   expect(said({ alias: "prod", version: 2, was: 1, forced: ["auc"] })).toBe("prod → 2 (was 1), forced");
+});
+
+test("the newest move is told", () => {
+  expect(lastMove({ ...model({}), history: [{ alias: "prod", version: 1 }, { canary: 5 }] })).toBe("canary 5 %");
+  expect(lastMove({ ...model({}), history: [] })).toBe("Nothing has moved");
 });
 
 test("what a gate says", () => {

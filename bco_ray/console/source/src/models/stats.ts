@@ -9,6 +9,7 @@ export interface Version {
   parent: string | null;
   votes: Record<string, unknown> | null;
   evaluation: Record<string, unknown> | null;
+  evaluations: number;
   gate?: { passes: boolean; reasons: string[] } | null;
 }
 
@@ -32,6 +33,7 @@ export interface Model {
   aliases: Record<string, number>;
   canary: { alias: string; percent: number } | null;
   trial?: Trial | null;
+  generation: number;
   history: Record<string, unknown>[];
 }
 
@@ -52,8 +54,9 @@ export function interval(up: number, all: number): [number, number] {
   return [Math.max(0, (middle - width) / scale), Math.min(1, (middle + width) / scale)];
 }
 
-/** `61 % of 1,200 (58 to 64 %)`. */
-export function rate(thumbs: Thumbs | undefined): string {
+/** `61 % of 1,200 (58 to 64 %)`. `known`: whether the votes were counted, or the counting failed. */
+export function rate(thumbs: Thumbs | undefined, known: "loading" | "failed" | "known" = "known"): string {
+  if (known !== "known") return known === "loading" ? "…" : "not known";
   const all = thumbs ? thumbs.up + thumbs.down : 0;
   if (!thumbs || !all) return "no votes";
   const [low, high] = interval(thumbs.up, all).map((share) => Math.round(100 * share));
@@ -99,4 +102,10 @@ export function said(move: Record<string, unknown>): string {
   if ("canary" in move) return `canary ${move.canary} %${why}`;
   const from = typeof move.was === "number" ? ` (was ${move.was})` : "";
   return `${move.alias} → ${move.version ?? "nothing"}${from}${move.rollback ? ", taken back" : ""}${why}`;
+}
+
+/** What the newest move says. */
+export function lastMove(model: Model): string {
+  const move = model.history.at(-1);
+  return move ? said(move) : "Nothing has moved";
 }

@@ -1,14 +1,16 @@
 /** One model: its versions side by side, what its names mean, and moving them. */
 
+import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
-import { get, post, type Page } from "../api.ts";
+import { ApiError, get, inWords, post, type Page } from "../api.ts";
 import { number, plain, time } from "../format.ts";
-import { Heading, Table, Trouble } from "../parts/basics.tsx";
+import { Heading, Pending, Table, Trouble } from "../parts/basics.tsx";
 import { say } from "../parts/live.tsx";
-import { useLoaded } from "../parts/loaded.ts";
+import { useLoaded, type Loaded } from "../parts/loaded.ts";
 import { addressOf } from "../route.ts";
+import { rowsOf, type Evaluation, type Found } from "./evaluations.ts";
 import { Canary, Promote, Rollback } from "./moves.tsx";
-import { gateText, metricsOf, rate, said, shareOf, trialText, type Model, type Thumbs, type Version } from "./stats.ts";
+import { gateText, lastMove, metricsOf, rate, said, shareOf, trialText, type Model, type Thumbs, type Version } from "./stats.ts";
 
 const FEW = 5;
 
@@ -17,9 +19,15 @@ export function ModelPage({ name }: { name: string }) {
   const model = useLoaded((signal) => get<Model>(path, signal), [name]);
   const thumbs = useLoaded(async (signal) => (await get<Page<Thumbs>>("/v1/feedback/summary", signal)).data, [name, model.value]);
   const move = async (verb: "promote" | "rollback" | "canary", body: unknown) => {
-    await post<Model>(`${path}/${verb}`, body);
-    say("Done. The server follows within a moment.");
-    model.again();
+    try {
+      const moved = await post<Model>(`${path}/${verb}`, body);
+      model.set(moved);
+      say(`${lastMove(moved)}. The server follows within a moment.`);
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.code !== "alias_moved") throw error;
+      model.again();
+      throw new Error(`${error.message} Nothing was changed. The page shows how it is now: look again, then decide.`);
+    }
   };
   const one = model.value;
   return (
@@ -28,10 +36,11 @@ export function ModelPage({ name }: { name: string }) {
         <a href={addressOf("models")}>All models</a>
       </p>
       <Heading>{name}</Heading>
-      <Trouble error={model.error ?? thumbs.error} />
+      <Pending of={model} what="the model" />
+      <Trouble error={thumbs.error && `The votes cannot be counted: ${thumbs.error}`} />
       {one && (
         <>
-          <Versions model={one} thumbs={thumbs.value ?? []} onMove={move} />
+          <Versions model={one} thumbs={thumbs} onMove={move} />
           <Names model={one} onMove={move} />
           <History model={one} />
         </>
@@ -42,11 +51,14 @@ export function ModelPage({ name }: { name: string }) {
 
 export type Move = (verb: "promote" | "rollback" | "canary", body: unknown) => Promise<void>;
 
-function Versions({ model, thumbs, onMove }: { model: Model; thumbs: Thumbs[]; onMove: Move }) {
+function Versions({ model, thumbs, onMove }: { model: Model; thumbs: Loaded<Thumbs[]>; onMove: Move }) {
   const [whole, setWhole] = useState(false);
+  const counted = thumbs.value ? "known" : thumbs.error ? "failed" : "loading";
   const newest = [...model.versions].sort((a, b) => b.version - a.version);
-  const shown = whole ? newest : newest.filter((one, place) => place < FEW || one.aliases.length > 0);
-  const row = (title: string, cell: (version: Version) => string) => (
+  const few = newest.filter((one, place) => place < FEW || one.aliases.length > 0);
+  const shown = whole ? newest : few;
+  const evaluations = useEvaluations(model.id, shown);
+  const row = (title: string, cell: (version: Version) => ComponentChildren) => (
     <tr key={title}>
       <th scope="row">{title}</th>
       {shown.map((version) => (
@@ -60,12 +72,13 @@ function Versions({ model, thumbs, onMove }: { model: Model; thumbs: Thumbs[]; o
       <Table caption="Versions side by side, the newest first" head={["", ...shown.map((version) => version.id)]}>
         {row("Names", (version) => version.aliases.join(", ") || "–")}
         {row(`Answers ${model.id}`, (version) => shareText(shareOf(model, version.version)))}
-        {row("Thumbs up", (version) => rate(thumbs.find((one) => one.id === version.id)))}
+        {row("Thumbs up", (version) => rate(thumbs.value?.find((one) => one.id === version.id), counted))}
         {shown.some((version) => version.gate) && row("Gate", gateText)}
-        {metricsOf(shown).map((metric) => row(metric.replace("eval_", ""), (version) => number(version.evaluation?.[metric])))}
+        {metricsOf(shown).map((metric) => row(`${metric.replace("eval_", "")} in training`, (version) => number(version.evaluation?.[metric])))}
+        {rowsOf(shown.map((version) => evaluations(version))).map(({ title, cells }) => row(title, (version) => cells[shown.indexOf(version)] ?? "–"))}
         {row("Trained on", (version) => votesText(version.votes))}
         {row("From", (version) => plain(version.parent))}
-        {row("Run", (version) => plain(version.run?.split("/").at(-1)))}
+        {row("Run", (version) => runOf(version))}
         {row("Registered", (version) => time(version.registered_at))}
         <tr>
           <th scope="row">Move a name here</th>
@@ -76,17 +89,45 @@ function Versions({ model, thumbs, onMove }: { model: Model; thumbs: Thumbs[]; o
           ))}
         </tr>
       </Table>
-      {shown.length < newest.length && (
-        <button type="button" class="quiet" onClick={() => setWhole(true)}>
-          All {newest.length} versions
+      {few.length < newest.length && (
+        <button type="button" class="quiet" aria-expanded={whole} onClick={() => setWhole(!whole)}>
+          {whole ? "Only the newest" : `All ${newest.length} versions`}
         </button>
       )}
     </section>
   );
 }
 
+/** The newest evaluation of each version; of one without any nothing is asked. */
+function useEvaluations(name: string, versions: Version[]): (version: Version) => Found {
+  const evaluated = versions.filter((version) => version.evaluations > 0);
+  const found = useLoaded(
+    (signal) => Promise.all(evaluated.map(async (version) => [version.id, await newest(name, version, signal)] as const)),
+    [name, evaluated.map((version) => `${version.version}:${version.evaluations}`).join(" ")],
+  );
+  const known = new Map<string, Found>(found.value ?? []);
+  return (version) => (version.evaluations === 0 ? null : (known.get(version.id) ?? found.error ?? "loading …"));
+}
+
+/** In words what is wrong with it, if it cannot be read: that must not hide the others. */
+async function newest(name: string, { version }: Version, signal: AbortSignal): Promise<Found> {
+  const path = `/v1/registry/models/${encodeURIComponent(name)}/versions/${version}/evaluations?limit=1`;
+  try {
+    return (await get<Page<Evaluation>>(path, signal)).data[0] ?? null;
+  } catch (error) {
+    if (signal.aborted) throw error;
+    return `cannot be read: ${inWords(error)}`;
+  }
+}
+
 function shareText(share: number | null): string {
   return share === null ? "–" : `${share} %`;
+}
+
+/** A job, where a job was its run. */
+function runOf({ run }: Version): ComponentChildren {
+  const name = run?.split("/").at(-1);
+  return name?.startsWith("ftjob-") ? <a href={addressOf("jobs", name)}>{name}</a> : plain(name);
 }
 
 function votesText(votes: Version["votes"]): string {

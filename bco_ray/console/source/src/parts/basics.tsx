@@ -25,6 +25,27 @@ export function Trouble({ error }: { error: string | null }) {
   ) : null;
 }
 
+/** What is not there yet, and what did not come; nothing once it is there. */
+export function Pending({ of, what }: { of: { value: unknown; error: string | null; again?: () => void }; what: string }) {
+  const again = () => {
+    document.querySelector("h1")?.focus(); // the button goes away
+    of.again?.();
+  };
+  if (of.error) {
+    return (
+      <>
+        <Trouble error={of.error} />
+        {of.again && (
+          <button type="button" onClick={again}>
+            Try again
+          </button>
+        )}
+      </>
+    );
+  }
+  return of.value === null ? <p class="nothing">Loading {what} …</p> : null;
+}
+
 export function Nothing({ children }: { children: ComponentChildren }) {
   return <p class="nothing">{children}</p>;
 }
