@@ -53,7 +53,7 @@ class Training:
     @property
     def alike(self) -> tuple[object, ...]:
         """Those with the same can be done side by side."""
-        return self.loss, self.how if self.label_noise else "", self.label_noise, self.learning_rate
+        return self.loss, self.how if self.label_noise else "", self.label_noise
 
 
 def train_all(trainings: Iterable[Training]) -> list[Policy]:
@@ -72,7 +72,8 @@ def _side_by_side(group: list[Training]) -> list[Policy]:
     policies = [Policy(one.world, one.seed) for one in group]
     columns = zip(*(policy.parameters() for policy in policies), strict=True)
     weights = [torch.stack(same).detach().requires_grad_() for same in columns]
-    optimizer = torch.optim.AdamW(weights, lr=group[0].learning_rate, weight_decay=0.01)
+    rate_K = torch.tensor([one.learning_rate for one in group])
+    optimizer = torch.optim.AdamW(weights, lr=1.0, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     rows, shifts = _Rows(group), [RewardShift(half_life_rows=HALF_LIFE_ROWS) for _ in group]
     row_losses = _row_losses(group[0])
@@ -87,12 +88,22 @@ def _side_by_side(group: list[Training]) -> list[Policy]:
         means_2K = [torch.where(side_KB, loss_KB, 0).sum(1) / side_KB.sum(1) for side_KB in (label_KB, ~label_KB)]
         optimizer.zero_grad()
         (gain * (means_2K[0] + means_2K[1])).sum().backward()
-        optimizer.step()
+        _step(optimizer, weights, rate_K)
         schedule.step()
         shifts = [s.advance(sums) for s, sums in zip(shifts, _shift_sums(reward_KB.detach(), label_KB), strict=True)]
     for place, policy in enumerate(policies):
         nn.utils.vector_to_parameters(torch.cat([w[place].flatten() for w in weights]).detach(), policy.parameters())
     return policies
+
+
+@torch.no_grad()
+def _step(optimizer: torch.optim.AdamW, weights: list[Tensor], rate_K: Tensor) -> None:
+    """Each its own learning rate: what AdamW does to weights, their decay included, is proportional to it."""
+    before = [weight.clone() for weight in weights]
+    optimizer.step()
+    for weight, old in zip(weights, before, strict=True):
+        rates = rate_K.view(-1, *[1] * (weight.dim() - 1))
+        weight.copy_(old + rates * (weight - old))
 
 
 class _Rows:

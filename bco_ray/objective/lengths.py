@@ -79,7 +79,7 @@ class LengthSums:
 @dataclass(frozen=True)
 class LengthMatching:
     """Bin b holds lengths above `edges[b - 1]` up to `edges[b]`. `factors[class][b]`: what the weights of votes there
-    are multiplied by; those of a class add up to what they did.
+    are multiplied by; those of a class add up to what they did. Where a class has no votes its factor is of no use.
     """
 
     edges: tuple[int, ...]
@@ -93,10 +93,11 @@ class LengthMatching:
         share_2L = sums.weight_2L / sums.weight_2L.sum(axis=1, keepdims=True)
         below_L = np.cumsum(share_2L.mean(axis=0))
         edges = np.unique(np.searchsorted(below_L, np.arange(1, bins) / bins))
+        edges = edges[edges < np.flatnonzero(share_2L.any(axis=0))[-1]]
         bin_L = np.searchsorted(edges, np.arange(len(below_L)))
         share_2B = np.stack([np.bincount(bin_L, weights=row, minlength=len(edges) + 1) for row in share_2L])
         mixture_B = share_2B.mean(axis=0)
-        bare_2B = np.minimum(np.divide(mixture_B, share_2B, out=np.full_like(share_2B, MOST), where=share_2B > 0), MOST)
+        bare_2B = np.minimum(np.divide(mixture_B, share_2B, out=np.ones_like(share_2B), where=share_2B > 0), MOST)
         factor_2B = bare_2B / (share_2B * bare_2B).sum(axis=1, keepdims=True)
         down, up = (tuple(row) for row in factor_2B.tolist())
         return cls(tuple(edges.tolist()), (down, up))
