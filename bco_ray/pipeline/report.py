@@ -72,7 +72,8 @@ class CheckResult:
 class DataReport:
     """The check and what the reference model adds.
 
-    `matching`: DensityReport.as_json(). `lengths`: the report of length matching. `look_alikes`: {label: up|down, like_other: bool, log_ratio, prompt} rows, the
+    `matching`: DensityReport.as_json(). `lengths`: the report of length matching.
+    `look_alikes`: {label: up|down, like_other: bool, log_ratio, prompt} rows, the
     prompts most (and least) like those of the other class, as text or as the JSON of their messages. `token_length`:
     by label (up, down) {p10, p50, ...}. `weight_bars`: (lower edge, rows) of the density weights. `from_other_models`:
     share of answers that the current model did not give, None if unknown. `class_weights`: {chosen, rejected, capped}.
