@@ -61,7 +61,7 @@ class WeightStage:
 
 def matched_weights(shard: Path, rows: pa.Table, matching: Matching | None) -> np.ndarray:
     """Weights (N,) of a reference shard's rows, times what `matching` says of their prompts, which lie beside it."""
-    weight_N = rows["weight"].to_numpy().astype(np.float64)
+    weight_N: np.ndarray = rows["weight"].to_numpy().astype(np.float64)
     if matching is not None and len(weight_N):
         path = shard.with_name(prompts_name(shard.name))
         prompts = parquet.read_table(path, columns=["prompt_hash", "embedding"])
