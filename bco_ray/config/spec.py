@@ -100,7 +100,8 @@ class ScoringSpec(Section):
 
     `target`: thumbs-down prompts are matched to the thumbs-up ones (`positive`), or both to their `mixture`.
     `embedding`: the reference model's own prompt states, or the directory of an embedding model. `classifier`: a
-    `matching.json` of an earlier run to use instead of fitting. `num_workers`: a number, or [least, most].
+    `matching.json` of an earlier run to use instead of fitting. `length_matching`: weights that make labels say nothing
+    of length. `num_workers`: a number, or [least, most].
     """
 
     matching: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
@@ -109,6 +110,7 @@ class ScoringSpec(Section):
     max_density_ratio: float = Field(default=10.0, gt=0)
     embedding: str = "reference"
     classifier: str | None = None
+    length_matching: Annotated[Literal["on", "off"], BeforeValidator(_on_or_off)] = "off"
     num_workers: Annotated[int, Field(ge=1)] | tuple[NotNegativeInt, PositiveInt] = 2
 
     @property
@@ -145,6 +147,9 @@ class ShiftSpec(Section):
         return self
 
 
+NOISE_TAKERS = ("bco", "bce", "dpo", "bco_pair")
+"""Losses that are likelihoods of labels."""
+
 LossName = Literal["bco", "bce", "kto", "apo_zero_unpaired", "sft", "dpo", "bco_pair"]
 
 
@@ -154,6 +159,7 @@ class ObjectiveSpec(Section):
     `dpo` and `bco_pair` train on pairs (an up and a down on the same prompt), `sft` on thumbs-up votes alone.
     `sft_weight` adds that much of the SFT loss to any other. `reference`: where the reference's log-probabilities come
     from; `auto` is the column made when scoring, for `kto` (which needs more than that) the model itself.
+    `label_noise`: the share of labels that is presumed to be the wrong way round.
     """
 
     loss: LossName = "bco"
@@ -162,6 +168,7 @@ class ObjectiveSpec(Section):
     desirable_weight: NotNegative | Auto = "auto"
     undesirable_weight: NotNegative | Auto = "auto"
     sft_weight: NotNegative = 0.0
+    label_noise: float = Field(default=0.0, ge=0, lt=0.5)
     reference: Literal["auto", "precomputed", "adapter_off", "live"] = "auto"
 
     @model_validator(mode="after")
@@ -170,6 +177,11 @@ class ObjectiveSpec(Section):
             raise ValueError(
                 "reference: kto also looks at completions under prompts they were not given to, which are made while "
                 "training; use auto, adapter_off or live"
+            )
+        if self.label_noise and self.loss not in NOISE_TAKERS:
+            raise ValueError(
+                f"label_noise: {self.loss} is no likelihood of labels, so it cannot presume some of them wrong "
+                f"(kto and apo_zero_unpaired would only be scaled); use {', '.join(NOISE_TAKERS)}, or leave it 0"
             )
         return self
 

@@ -6,10 +6,9 @@ Pass an unpaired one to `unpaired_loss(row_losses=...)`. Shapes: B rows, P pairs
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bco_ray.objective.loss import bco_row_losses
+from bco_ray.objective.loss import bco_row_losses, label_losses
 
 
 def kto(rewards_B: Tensor, labels_B: Tensor, *, beta: float, z_ref: float | Tensor) -> Tensor:
@@ -31,14 +30,14 @@ def apo_zero_unpaired(rewards_B: Tensor, labels_B: Tensor) -> Tensor:
     return torch.sigmoid(torch.where(labels_B == 1, -rewards_B, rewards_B))
 
 
-def bce(rewards_B: Tensor, labels_B: Tensor) -> Tensor:
+def bce(rewards_B: Tensor, labels_B: Tensor, *, label_noise: float = 0.0) -> Tensor:
     """BCO with the shift held at 0: the paper's ablation."""
-    return bco_row_losses(rewards_B, labels_B, delta=0.0)
+    return bco_row_losses(rewards_B, labels_B, delta=0.0, label_noise=label_noise)
 
 
-def dpo(chosen_rewards_P: Tensor, rejected_rewards_P: Tensor) -> Tensor:
-    """-log sigmoid(r_w - r_l) of pairs (arXiv 2305.18290)."""
-    return -F.logsigmoid(chosen_rewards_P - rejected_rewards_P)
+def dpo(chosen_rewards_P: Tensor, rejected_rewards_P: Tensor, *, label_noise: float = 0.0) -> Tensor:
+    """-log sigmoid(r_w - r_l) of pairs (arXiv 2305.18290); `label_noise`: share of pairs the wrong way round."""
+    return label_losses(chosen_rewards_P - rejected_rewards_P, label_noise)
 
 
 def bco_pair(chosen_rewards_P: Tensor, rejected_rewards_P: Tensor, *, delta: float | Tensor) -> Tensor:

@@ -6,6 +6,7 @@ data-parallel workers. Log-probabilities, rewards and losses are in nats, float3
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -150,10 +151,26 @@ def implicit_rewards(policy_logps_B: Tensor, reference_logps_B: Tensor, *, beta:
     return beta * (policy_logps_B.to(dtype) - reference_logps_B.detach().to(dtype))
 
 
-def bco_row_losses(rewards_B: Tensor, labels_B: Tensor, *, delta: float | Tensor) -> Tensor:
+def bco_row_losses(rewards_B: Tensor, labels_B: Tensor, *, delta: float | Tensor, label_noise: float = 0.0) -> Tensor:
     """-log sigmoid(r - delta) for label 1, -log sigmoid(delta - r) for label 0; finite for every finite r."""
     margins_B = rewards_B - _constant(delta)
-    return -F.logsigmoid(torch.where(labels_B == 1, margins_B, -margins_B))
+    return label_losses(torch.where(labels_B == 1, margins_B, -margins_B), label_noise)
+
+
+def label_losses(margins: Tensor, label_noise: float = 0.0) -> Tensor:
+    """-log of the chance of a label whose margin is m (towards it: above 0), where a share e of labels is wrong:
+    -log((1 - e) sigmoid(m) + e sigmoid(-m)), 0 <= e < 0.5.
+
+    Likelihood under symmetric noise (arXiv 1609.03683, forward correction; for preferences 1706.03741): at its least it
+    has found the margins of the right labels, and it never exceeds -log e, so that a row far on the wrong side pulls
+    no more. Delta stays eq. 7 of the labels as they are: with classes of one size noise draws both means to the middle
+    and leaves their half-sum where it is; otherwise it moves towards the larger class, and so does the boundary of the
+    labels that the loss is given.
+    """
+    if not label_noise:
+        return -F.logsigmoid(margins)
+    right, wrong = math.log1p(-label_noise), math.log(label_noise)
+    return -torch.logaddexp(right + F.logsigmoid(margins), wrong + F.logsigmoid(-margins))
 
 
 def window_loss(

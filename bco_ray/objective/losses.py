@@ -26,6 +26,7 @@ class Loss:
 
     `mismatched`: it needs the log-ratio of completions that belong to other prompts (KTO's reference point).
     `gain`: of each class where the spec says `auto`; halves start at log 2, ones are the papers' sum over a pair.
+    `likelihood`: of labels, so that it can presume some of them wrong (`label_noise`).
     """
 
     units: Units = "rows"
@@ -33,6 +34,7 @@ class Loss:
     mismatched: bool = False
     gain: float = 0.5
     sft_weight: float = 0.0
+    likelihood: bool = False
 
     @property
     def ups_suffice(self) -> bool:
@@ -41,13 +43,13 @@ class Loss:
 
 
 LOSSES: dict[str, Loss] = {
-    "bco": Loss(shifted=True),
-    "bce": Loss(),
+    "bco": Loss(shifted=True, likelihood=True),
+    "bce": Loss(likelihood=True),
     "kto": Loss(mismatched=True),
     "apo_zero_unpaired": Loss(),
     "sft": Loss(units="chosen", sft_weight=1.0),
-    "dpo": Loss(units="pairs", gain=1.0),
-    "bco_pair": Loss(units="pairs", shifted=True, gain=1.0),
+    "dpo": Loss(units="pairs", gain=1.0, likelihood=True),
+    "bco_pair": Loss(units="pairs", shifted=True, gain=1.0, likelihood=True),
 }
 """arXiv 2404.04656 (bco, its ablation bce, bco_pair), 2402.01306 (kto), 2408.06266 (apo_zero_unpaired), 2305.18290
 (dpo); sft is -log p of thumbs-up completions, mean over tokens."""
@@ -62,15 +64,18 @@ def loss_sums(
     beta: float,
     delta: float | Tensor = 0.0,
     z_ref: float | Tensor = 0.0,
+    label_noise: float = 0.0,
     weights_B: Tensor | None = None,
     valid_B: Tensor | None = None,
 ) -> LossSums:
     """The sums of a micro-batch under the loss `name`. For pairs the rows alternate: chosen, its rejected, ...
 
     `delta` is used by shifted losses, `z_ref` (in units of log-ratio) by KTO; the loss of a pair under DPO counts as
-    its chosen row's. Raises ValueError on unequal shapes.
+    its chosen row's. `label_noise`: the share of labels (of DPO's pairs) that is presumed wrong, see `label_losses`.
+    Raises ValueError on unequal shapes, and on noise that the loss cannot presume.
     """
-    row_losses = _row_losses(name, beta, delta, z_ref)
+    _refuse_noise(name, label_noise)
+    row_losses = _row_losses(name, beta, delta, z_ref, label_noise)
     sides: float | Tensor = delta if LOSSES[name].shifted else 0.0
     if name == "kto":
         sides = beta * z_ref
@@ -88,15 +93,22 @@ def loss_sums(
     )
 
 
-def _row_losses(name: str, beta: float, delta: float | Tensor, z_ref: float | Tensor) -> RowLosses:
+def _refuse_noise(name: str, label_noise: float) -> None:
+    if not 0 <= label_noise < 0.5:
+        raise ValueError(f"label_noise must be 0 or more and below 0.5, got {label_noise}")
+    if label_noise and not LOSSES[name].likelihood:
+        raise ValueError(f"{name} is no likelihood of labels: it takes no label_noise")
+
+
+def _row_losses(name: str, beta: float, delta: float | Tensor, z_ref: float | Tensor, label_noise: float) -> RowLosses:
     known: dict[str, RowLosses] = {
-        "bco": partial(bco_row_losses, delta=delta),
-        "bco_pair": partial(bco_row_losses, delta=delta),
-        "bce": bce,
+        "bco": partial(bco_row_losses, delta=delta, label_noise=label_noise),
+        "bco_pair": partial(bco_row_losses, delta=delta, label_noise=label_noise),
+        "bce": partial(bce, label_noise=label_noise),
         "kto": partial(kto, beta=beta, z_ref=z_ref),
         "apo_zero_unpaired": apo_zero_unpaired,
         "sft": _nothing,
-        "dpo": _dpo_rows,
+        "dpo": partial(_dpo_rows, label_noise=label_noise),
     }
     return known[name]
 
@@ -106,9 +118,9 @@ def _nothing(rewards_B: Tensor, labels_B: Tensor) -> Tensor:
     return torch.zeros_like(rewards_B)
 
 
-def _dpo_rows(rewards_B: Tensor, labels_B: Tensor) -> Tensor:
+def _dpo_rows(rewards_B: Tensor, labels_B: Tensor, *, label_noise: float) -> Tensor:
     """A pair's loss in its chosen row's place."""
-    losses_P = dpo(rewards_B[0::2], rewards_B[1::2])
+    losses_P = dpo(rewards_B[0::2], rewards_B[1::2], label_noise=label_noise)
     return torch.stack([losses_P, torch.zeros_like(losses_P)], dim=1).flatten()
 
 

@@ -65,9 +65,10 @@ def report_log(job: ResolvedJob, phases: Phases) -> tuple[DataReport, dict[str, 
         report = DataReport(
             check=check,
             matching=scored.matching,
+            lengths=scored.lengths,
             look_alikes=look_alikes(job.log, records, scored.matching),
             token_length=lengths,
-            weight_bars=weights if scored.matching["applied"] else (),
+            weight_bars=weights if scored.matching["applied"] or scored.lengths["applied"] else (),
             from_other_models=_from_other_models(check, job.spec.model.base),
             class_weights=_class_weights(scored),
         )

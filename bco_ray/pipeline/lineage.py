@@ -36,6 +36,7 @@ def lineage_of(job: ResolvedJob, scored: ScoredManifest, evaluation: dict[str, A
         "votes": {"read": scored.read, "kept": scored.kept, "drops": scored.drops},
         "classes": {name: scored.count(name) for name in CLASSES},
         "matching": {k: v for k, v in scored.matching.items() if v is None or isinstance(v, str | int | float)},
+        "lengths": {k: v for k, v in scored.lengths.items() if isinstance(v, str | int | float)},
         "evaluation": evaluation,
         "gate": job.spec.gate.model_dump(mode="json", exclude_none=True) if job.spec.gate else None,
         "bco_ray": bco_ray.__version__,

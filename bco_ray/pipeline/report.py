@@ -72,7 +72,8 @@ class CheckResult:
 class DataReport:
     """The check and what the reference model adds.
 
-    `matching`: DensityReport.as_json(). `look_alikes`: {label: up|down, like_other: bool, log_ratio, prompt} rows, the
+    `matching`: DensityReport.as_json(). `lengths`: the report of length matching.
+    `look_alikes`: {label: up|down, like_other: bool, log_ratio, prompt} rows, the
     prompts most (and least) like those of the other class, as text or as the JSON of their messages. `token_length`:
     by label (up, down) {p10, p50, ...}. `weight_bars`: (lower edge, rows) of the density weights. `from_other_models`:
     share of answers that the current model did not give, None if unknown. `class_weights`: {chosen, rejected, capped}.
@@ -80,6 +81,7 @@ class DataReport:
 
     check: CheckResult
     matching: Mapping[str, Any] = field(default_factory=dict)
+    lengths: Mapping[str, Any] = field(default_factory=dict)
     look_alikes: Sequence[Mapping[str, Any]] = ()
     token_length: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     weight_bars: Sequence[tuple[float, int]] = ()
@@ -97,6 +99,7 @@ class DataReport:
             **found,
             "verdict": {**found["verdict"], "hints": list(self.hints)},
             "matching": dict(self.matching),
+            "lengths": dict(self.lengths),
             "look_alikes": [dict(row) for row in self.look_alikes],
             "token_length": {label: dict(quantiles) for label, quantiles in self.token_length.items()},
             "weight_bars": [list(bar) for bar in self.weight_bars],

@@ -105,11 +105,18 @@ class ResolvedJob:
             "format": SCORING_FORMAT,
             "records": self.log.directory.name,
             "validation": self.spec.data.validation,
-            "scoring": self.spec.scoring.model_dump(exclude={"num_workers", "classifier"}),
+            "scoring": self._weights_wanted,
             "classifier": self._classifier_digest,
             "max_length": self.spec.training.max_length,
             **self.reference_identity,
         }
+
+    @property
+    def _weights_wanted(self) -> dict[str, object]:
+        scoring = self.spec.scoring.model_dump(exclude={"num_workers", "classifier"})
+        if scoring["length_matching"] == "off":  # as before there was any
+            del scoring["length_matching"]
+        return scoring
 
     @property
     def _classifier_digest(self) -> str | None:
@@ -145,9 +152,16 @@ class ResolvedJob:
             "model": self.model_fingerprint,
             "reference": self.reference_fingerprint,
             "adapter": self.spec.model.adapter.model_dump() if self.spec.model.adapter else None,
-            "objective": self.spec.objective.model_dump(),
+            "objective": self._objective_identity,
             "training": training,
         }
+
+    @property
+    def _objective_identity(self) -> dict[str, object]:
+        objective = self.spec.objective.model_dump()
+        if not objective["label_noise"]:  # as before there was any
+            del objective["label_noise"]
+        return objective
 
     @property
     def run_directory(self) -> Path:
@@ -255,6 +269,11 @@ def auto_learning_rate(spec: JobSpec, directory: str) -> float:
 def _resolve_scoring(spec: JobSpec, storage: Path) -> ScoringSpec:
     """With the embedding model's directory and the classifier's absolute path. Raises SpecError or ModelError."""
     scoring, changes = spec.scoring, {}
+    if scoring.length_matching == "on" and LOSSES[spec.objective.loss].units != "rows":
+        raise SpecError(
+            f"scoring.length_matching: {spec.objective.loss} does not train on single votes of both kinds, whose "
+            "lengths could be matched; leave it off."
+        )
     if LOSSES[spec.objective.loss].units == "pairs":  # both rows of a pair have one prompt: nothing to match
         if scoring.matching == "on":
             raise SpecError(

@@ -105,6 +105,7 @@ def scoring_job(job: ResolvedJob) -> ScoringJob:
         num_workers=scoring.workers,
         num_gpus=job.gpus_per_worker,
         ups_suffice=LOSSES[job.spec.objective.loss].ups_suffice,
+        length_matching=scoring.length_matching == "on",
     )
 
 
@@ -193,6 +194,7 @@ def train_setup(job: ResolvedJob) -> TrainSetup:
             desirable_weight=float(spec.objective.desirable_weight),
             undesirable_weight=float(spec.objective.undesirable_weight),
             sft_weight=spec.objective.sft_weight,
+            label_noise=spec.objective.label_noise,
         ),
         half_life_rows=spec.objective.shift.half_life_rows,
         shift=initial_shift(spec.objective.shift),

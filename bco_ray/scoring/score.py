@@ -15,6 +15,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from bco_ray.errors import DataError, StorageError
+from bco_ray.scoring.length_matching import match_lengths_remotely
 from bco_ray.scoring.parts import Caches, PartDone, PrepareStage, Workplace
 from bco_ray.scoring.reference import BY_REFERENCE, ReferenceModel, ReferenceScorer
 from bco_ray.scoring.shards import WeightStage, prompts_name
@@ -47,6 +48,7 @@ class ScoringJob:
     num_workers: tuple[int, int]
     num_gpus: float
     ups_suffice: bool = False
+    length_matching: bool = False
 
     @property
     def workplace(self) -> Workplace:
@@ -79,7 +81,7 @@ def _score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest
         raise DataError(f"no row of {log.read} can be used: {_reasons(drops)}. See {records / 'quarantine'}.")
     require_classes(shards, drops, ups_suffice=job.ups_suffice)
     progress(log.kept, log.kept, "matching the prompts of thumbs-up and thumbs-down")
-    report, written = _weigh(shards, job)
+    matching, lengths, written = _weigh(shards, job)
     _clear(job)
     manifest = ScoredManifest(
         inputs=job.inputs,
@@ -89,7 +91,8 @@ def _score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest
         drops=drops,
         computed_rows=sum(mark.computed_rows for mark in marks),
         cached_rows=sum(mark.cached_rows for mark in marks),
-        matching=report,
+        matching=matching,
+        lengths=lengths,
         shards=shards,
     )
     commit_scored(job.directory, manifest, written)
@@ -171,14 +174,18 @@ def _reasons(drops: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "none dropped"
 
 
-def _weigh(shards: Sequence[ShardFacts], job: ScoringJob) -> tuple[dict[str, Any], files.Facts]:
-    """Writes `matching.json` and the final shards; returns the report, and what a manifest says of the shards."""
-    source = job.workplace.reference
-    prompts = [source / prompts_name(shard.file) for shard in shards]
-    matching, report = match_remotely(job.weighing, prompts)
+def _weigh(shards: Sequence[ShardFacts], job: ScoringJob) -> tuple[dict[str, Any], dict[str, Any], files.Facts]:
+    """Writes `matching.json` and the final shards; returns the reports of prompts and lengths, and what a manifest says
+    of the shards.
+    """
+    source, names = job.workplace.reference, [shard.file for shard in shards]
+    matching, report = match_remotely(job.weighing, [source / prompts_name(name) for name in names])
     save_matching(job.directory, matching, report)
-    stage = WeightStage(source, job.directory, matching)
-    return report.as_json(), _write_shards([shard.file for shard in shards], stage)
+    lengths, of_lengths = None, {"applied": False}
+    if job.length_matching:
+        lengths, of_lengths = match_lengths_remotely([source / name for name in names], matching)
+    stage = WeightStage(source, job.directory, matching, lengths)
+    return report.as_json(), of_lengths, _write_shards(names, stage)
 
 
 def _write_shards(names: Sequence[str], stage: WeightStage) -> files.Facts:

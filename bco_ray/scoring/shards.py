@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bco_ray.objective.lengths import LengthMatching
 from bco_ray.schema import PROMPTS, SCORED
 from bco_ray.scoring.matching import Matching
 from bco_ray.scoring.matching_prompts import embedding_column, embeddings
 from bco_ray.storage import files, parquet
+from bco_ray.storage.ragged import Ragged
 from bco_ray.storage.scored import ShardFacts, pair_places
 
 
@@ -39,25 +41,39 @@ def distinct_prompts(rows: pa.Table, embedding_PD: np.ndarray) -> pa.Table:
 
 @dataclass(frozen=True)
 class WeightStage:
-    """Turns a reference shard into a scored one: its rows' weights times what their prompts' matching says."""
+    """Turns a reference shard into a scored one: its rows' weights times what matching says of prompts, of lengths."""
 
     source: Path
     target: Path
     matching: Matching | None
+    lengths: LengthMatching | None = None
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """One shard; `item` names it and is returned with what a manifest says of it."""
         rows = parquet.read_table(self.source / item["file"])
-        weight_N = rows["weight"].to_numpy().astype(np.float64)
-        if self.matching is not None and len(weight_N):
-            path = self.source / prompts_name(item["file"])
-            prompts = parquet.read_table(path, columns=["prompt_hash", "embedding"])
-            hash_N = rows["prompt_hash"].to_numpy()
-            embedding_ND = embeddings(prompts, path)[np.searchsorted(prompts["prompt_hash"].to_numpy(), hash_N)]
-            weight_N *= self.matching.weights(embedding_ND, hash_N, rows["label"].to_numpy(zero_copy_only=False))
+        weight_N = matched_weights(self.source / item["file"], rows, self.matching)
+        if self.lengths is not None:
+            weight_N *= self.lengths.weights(completion_lengths(rows), rows["label"].to_numpy(zero_copy_only=False))
         column = pa.array(weight_N.astype(np.float32))
         scored = rows.set_column(rows.schema.get_field_index("weight"), "weight", column)
         return {**item, **write_table(self.target / item["file"], scored.cast(SCORED))}
+
+
+def matched_weights(shard: Path, rows: pa.Table, matching: Matching | None) -> np.ndarray:
+    """Weights (N,) of a reference shard's rows, times what `matching` says of their prompts, which lie beside it."""
+    weight_N: np.ndarray = rows["weight"].to_numpy().astype(np.float64)
+    if matching is not None and len(weight_N):
+        path = shard.with_name(prompts_name(shard.name))
+        prompts = parquet.read_table(path, columns=["prompt_hash", "embedding"])
+        hash_N = rows["prompt_hash"].to_numpy()
+        embedding_ND = embeddings(prompts, path)[np.searchsorted(prompts["prompt_hash"].to_numpy(), hash_N)]
+        weight_N *= matching.weights(embedding_ND, hash_N, rows["label"].to_numpy(zero_copy_only=False))
+    return weight_N
+
+
+def completion_lengths(rows: pa.Table) -> np.ndarray:
+    """Tokens of each row's completion, (N,)."""
+    return Ragged(rows["completion_mask"]).sums
 
 
 def shard_facts(name: str, rows: pa.Table) -> ShardFacts:

@@ -19,6 +19,12 @@ class Ragged:
         """Of each row."""
         return [int(n) for n in np.diff(self._offsets)]
 
+    @property
+    def sums(self) -> np.ndarray:
+        """Of each row's values, (N,), int64."""
+        below = np.concatenate([[0], np.cumsum(self._flat, dtype=np.int64)])
+        return np.asarray(below[self._offsets[1:]] - below[self._offsets[:-1]])
+
     def __getitem__(self, row: int) -> np.ndarray:
         values: np.ndarray = self._flat[self._offsets[row] : self._offsets[row + 1]]
         return values

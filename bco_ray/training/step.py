@@ -26,13 +26,17 @@ _SHIFT_SUMS = ("chosen_reward_sum", "chosen_count", "rejected_reward_sum", "reje
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss and its numbers. `sft_weight`: of the mean -log p of thumbs-up tokens, added to any loss."""
+    """The loss and its numbers. `sft_weight`: of the mean -log p of thumbs-up tokens, added to any loss.
+
+    `label_noise`: share of labels presumed wrong.
+    """
 
     beta: float
     desirable_weight: float
     undesirable_weight: float
     loss: str = "bco"
     sft_weight: float = 0.0
+    label_noise: float = 0.0
 
     @property
     def kind(self) -> Loss:
@@ -117,6 +121,7 @@ def train_window(
             beta=objective.beta,
             delta=delta.float(),
             z_ref=z_ref.float(),
+            label_noise=objective.label_noise,
             weights_B=batch.weights_B,
             valid_B=batch.valid_B,
         )

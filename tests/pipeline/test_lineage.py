@@ -24,6 +24,7 @@ SHARDS = [ShardFacts(file=f"part-{n}.parquet", train_chosen=3, train_rejected=2,
 SCORED = ScoredManifest(
     inputs={}, read=20, kept=13, drops={"erased": 2, "too_long": 5}, shards=SHARDS,
     matching={"applied": False, "reason": "too few prompts", "auc": None, "prompts_most_like_other": [{"score": 1}]},
+    lengths={"applied": True, "auc_before": 0.7, "edges": [3, 9]},
 )  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def test_a_version_names_all_it_came_from(job: ResolvedJob) -> None:
         "train_chosen": 6, "train_rejected": 4, "validation_chosen": 2, "validation_rejected": 1,
     }  # fmt: skip
     assert lineage["matching"] == {"applied": False, "reason": "too few prompts", "auc": None}
+    assert lineage["lengths"] == {"applied": True, "auc_before": 0.7}
     assert lineage["evaluation"] == {"auc": 0.7}
 
 

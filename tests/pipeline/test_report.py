@@ -156,6 +156,8 @@ def written(tmp_path_factory):
     report = DataReport(
         replace(check, files=[{"path": HOSTILE, "format": "canonical", "bytes": 5}]),
         matching={"applied": True, "reason": "prompts differ", "auc": 0.71, "ess_fraction": 0.2},
+        lengths={"applied": True, "auc_before": 0.68, "auc_after": 0.5, "ess_chosen_before": 1.0,
+                 "ess_chosen_after": 0.8, "ess_rejected_before": 1.0, "ess_rejected_after": 0.7},
         look_alikes=[{"label": "down", "like_other": True, "log_ratio": 1.5,
                       "prompt": json.dumps([{"content": HOSTILE}])}],
         token_length={"up": {"p10": 1, "p50": 2, "p90": 3, "p99": 4}},
@@ -181,6 +183,7 @@ def test_the_page_fetches_nothing_runs_nothing_and_shows_hostile_text_as_text(wr
         "tokens, up 1 2 3 4",
         "unvoted 4.",
         "Matching leaves 20%",
+        "longer than a down was 0.68 and is 0.5",
         "90% of the answers are not the current model's own",
         "met the cap",
     ):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bco_ray.config import load_spec, parse_spec
-from bco_ray.errors import ModelError
+from bco_ray.errors import ModelError, SpecError
 from bco_ray.pipeline.resolve import ResolvedJob, resolve
 from bco_ray.storage import files
 from bco_ray.testing.tiny import write_tiny_model
@@ -61,6 +61,10 @@ def test_overlapping_entries_read_a_file_once(make: Any) -> None:
         ("data.format=canonical", False, False),
         ("scoring.num_workers=[0, 4]", False, False),
         ("scoring.target=mixture", True, True),
+        ("scoring.length_matching=on", True, True),
+        ("scoring.length_matching=off", False, False),
+        ("objective.label_noise=0.1", False, True),
+        ("objective.label_noise=0", False, False),
     ],
 )
 def test_addresses_change_with_what_changes_the_result(
@@ -69,6 +73,19 @@ def test_addresses_change_with_what_changes_the_result(
     plain, changed = make(), make(override)
     assert (changed.scored_directory != plain.scored_directory) is rescored
     assert (changed.run_directory != plain.run_directory) is retrained
+
+
+def test_what_is_not_asked_for_is_in_no_address(make: Any) -> None:
+    """So that shards and runs of before these settings are found again."""
+    job = make()
+    assert "length_matching" not in job.scoring_identity["scoring"]
+    assert "label_noise" not in job.run_identity["objective"]
+
+
+@pytest.mark.parametrize("loss", ["dpo", "bco_pair", "sft"])
+def test_lengths_are_matched_between_single_votes_only(make: Any, loss: str) -> None:
+    with pytest.raises(SpecError, match=f"scoring.length_matching: {loss} does not train on single votes of both"):
+        make(f"objective.loss={loss}", "scoring.length_matching=on")
 
 
 def test_another_model_or_template_is_another_address(make: Any, tmp_path: Path) -> None:

@@ -210,10 +210,13 @@ def storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Storage
 
 @pytest.fixture(scope="session")
 def two_workers(make_setup: Callable[..., TrainSetup]) -> dict[str, Trained]:
-    """Runs on two gloo workers: the 20 steps under ZeRO 2, a LoRA in bfloat16 (`bf16-lora`), and every loss."""
+    """Runs on two gloo workers: the 20 steps under ZeRO 2, a LoRA in bfloat16 (`bf16-lora`), one with
+    noisy labels (`noise`), and every loss."""
     setups = {"zero2": make_setup("two-zero2", zero_stage=2, max_tokens_per_micro_batch=40)}
     lora = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
     setups["bf16-lora"] = make_setup("two-lora", zero_stage=2, bf16=True, adapter=lora, learning_rate=1e-2, epochs=4)
+    noisy = Objective(beta=0.1, desirable_weight=0.5, undesirable_weight=0.5, label_noise=0.2)
+    setups["noise"] = make_setup("two-noise", objective=noisy, rows_per_step=12, max_tokens_per_micro_batch=50)
     for name, kind in LOSSES.items():
         numbers = Objective(beta=0.1, desirable_weight=kind.gain, undesirable_weight=kind.gain, loss=name)
         reference = "live" if kind.mismatched else "precomputed"

@@ -56,6 +56,18 @@ def test_packs_and_workers_change_nothing(
     assert float((mine - theirs).norm() / theirs.norm()) < 1e-5
 
 
+def test_packs_and_workers_change_nothing_where_labels_are_presumed_wrong(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], two_workers: dict[str, Any]
+) -> None:
+    changed = objective("bco", label_noise=0.2)
+    one = run_here(make_setup("one-noise", objective=changed, rows_per_step=12))
+    plain = run_here(make_setup("no-noise", objective=objective("bco"), rows_per_step=12))
+    names = ("loss", "grad_norm", "delta")
+    np.testing.assert_allclose(curve(two_workers["noise"], *names), curve(one, *names), rtol=1e-5, atol=1e-7)
+    assert one.metrics[0]["loss"] == pytest.approx(plain.metrics[0]["loss"])
+    assert one.metrics[0]["grad_norm"] == pytest.approx(0.6 * plain.metrics[0]["grad_norm"], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_each_loss_learns_what_it_is_for(
     make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], tmp_path: Path, name: str
