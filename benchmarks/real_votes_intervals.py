@@ -28,6 +28,11 @@ class Judged:
     scores: dict[str, NDArray[np.float64]]
 
 
+def auc(score_A: NDArray[np.float64], votes: Votes, rows: NDArray[np.int64]) -> float:
+    """Of the votes in `rows`, each scored as its answer is."""
+    return float(auc_of(score_A[votes.answer_N[rows]], votes.label_N[rows])(np.ones((1, len(rows))))[0])
+
+
 def over_seeds(votes: Votes, by: By, judged: Sequence[Judged], baseline: str) -> dict[str, Any]:
     """By judge: AUC of each seed, their mean, and the mean's difference to the baseline's on the same resamples.
 

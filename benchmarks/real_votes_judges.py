@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from real_votes_data import By, Split, Votes
+from real_votes_intervals import auc
 from real_votes_models import Machine, Recipe, Shape, align, completion_lengths, fit_small, logps, tokens_of
-from real_votes_words import auc
 
 from bco_ray.config import parse_spec
 from bco_ray.pipeline.resolve import auto_learning_rate

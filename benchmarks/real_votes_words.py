@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from real_votes_data import Split, Votes
+from real_votes_intervals import auc
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-
-from bco_ray.evaluation.weighted import auc_of
 
 STRENGTHS = (0.03, 0.3, 3.0, 30.0)
 """C of the logistic regression, chosen on the inner split."""
@@ -22,11 +21,6 @@ MOST_PROMPT_WORDS, MOST_WORDS = 32, 64
 """Distinct words of a prompt and of an answer that are crossed."""
 
 _WORD = re.compile(r"\w\w+")
-
-
-def auc(score_A: NDArray[np.float64], votes: Votes, rows: NDArray[np.int64]) -> float:
-    """Of the votes in `rows`, each scored as its answer is."""
-    return float(auc_of(score_A[votes.answer_N[rows]], votes.label_N[rows])(np.ones((1, len(rows))))[0])
 
 
 def lengths(votes: Votes) -> NDArray[np.float64]:
