@@ -18,7 +18,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,42 +44,47 @@ def main() -> None:
 
     configure_logging()
     votes = read_votes(arguments.votes)
+    arguments.results.mkdir(parents=True, exist_ok=True)
     for by in arguments.split:
-        found = measure(votes, by, arguments)
-        print(table(found), flush=True)  # noqa: T201
-        path = arguments.results / f"real-votes-{found['name']}-{by}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        draw(found, path.with_suffix(".png"))
+        for found in measure(votes, by, arguments):
+            print(table(found), flush=True)  # noqa: T201
+            path = arguments.results / f"real-votes-{found['name']}-{by}.json"
+            path.write_text(json.dumps(found, indent=1) + "\n")
+            draw(found, path.with_suffix(".png"))
 
 
-def measure(votes: Any, by: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every judge on every seed's held-out votes, and what came of it over all seeds."""
+def measure(votes: Any, by: Any, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """After each seed: every judge on the held-out votes of the seeds so far."""
     from real_votes_data import split
     from real_votes_intervals import Judged, over_seeds
     from real_votes_judges import judge_from_directory, judge_from_scratch
 
     started, judged, notes = time.process_time(), [], []
     with tempfile.TemporaryDirectory() as scratch:
-        judge = judge_from_scratch if arguments.model is None else judge_from_directory
-        models = judge(arguments, Path(scratch), by)
+        models = (judge_from_directory if arguments.model else judge_from_scratch)(arguments, Path(scratch), by)
         for seed in arguments.seeds:
             cut = split(votes, by, seed, arguments.seeds)
             scores, chosen = judges(votes, cut, by, seed, models)
             judged.append(Judged(seed, cut.test, scores))
             notes.append({"seed": seed, "train": len(cut.train), "test": len(cut.test), **chosen})
-            print(f"{by} {notes[-1]}", flush=True)  # noqa: T201
+            yield {
+                **about(votes, arguments),
+                "split": by,
+                "seeds": list(notes),
+                "cpu_seconds": round(time.process_time() - started),
+                **over_seeds(votes, by, judged, BASELINE),
+            }
+
+
+def about(votes: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The machine, the model and the log."""
     return {
         "name": arguments.name or Path(arguments.votes[0]).name.split(".")[0],
-        "split": by,
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "model": str(arguments.model.name) if arguments.model else "made from the training side",
+        "model": arguments.model.name if arguments.model else "made from the training side",
         "log": {"read": votes.read, "kept": len(votes), "drops": votes.drops, "answers": len(votes.texts)},
         "prompts": len(np.unique(votes.prompt_N)),
         "users": len(np.unique(votes.user_N)),
-        "seeds": notes,
-        "cpu_seconds": round(time.process_time() - started),
-        **over_seeds(votes, by, judged, BASELINE),
     }
 
 

@@ -76,8 +76,12 @@ def _auc(votes: Votes, one: Judged, test: NDArray[np.int64], name: str) -> Stati
 
 
 def _mean(statistics: Sequence[Statistic]) -> Statistic:
+    """Over seeds; a seed of whose held-out prompts or people none was drawn has no part in it."""
+
     def mean(weights_RN: Floats) -> Floats:
-        values: Floats = np.mean([statistic(weights_RN) for statistic in statistics], axis=0)
+        values_SR = np.stack([statistic(weights_RN) for statistic in statistics])
+        defined_SR = np.isfinite(values_SR)
+        values: Floats = np.where(defined_SR, values_SR, 0.0).sum(0) / defined_SR.sum(0)
         return values
 
     return mean
