@@ -12,6 +12,7 @@ from bco_ray.feedback.formats import (
     canonical,
     dify,
     helicone,
+    helpsteer,
     langfuse,
     langsmith,
     librechat,
@@ -24,6 +25,7 @@ from bco_ray.feedback.formats import (
     responses_votes,
     tensorzero,
     trl_paired,
+    ultrafeedback,
 )
 from bco_ray.feedback.formats.entry import Format, Row
 from bco_ray.feedback.formats.mapped import mapped
@@ -33,7 +35,8 @@ __all__ = ["FORMATS", "by_name", "detect", "mapped"]
 
 _PRODUCTS = (
     open_webui, librechat, mlflow, langsmith, tensorzero, langfuse, helicone, argilla, dify, anythingllm,
-    llama_factory, openai_preference, trl_paired, canonical, ms_swift, responses_votes, openai_chat,
+    llama_factory, ultrafeedback, helpsteer, openai_preference, trl_paired, canonical, ms_swift, responses_votes,
+    openai_chat,
 )  # fmt: skip
 
 FORMATS: dict[str, Format] = {product.FORMAT.name: product.FORMAT for product in _PRODUCTS}

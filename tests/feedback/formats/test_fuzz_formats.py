@@ -24,7 +24,7 @@ KEYS = st.sampled_from([
     "traceId", "name", "input", "output", "run_id", "key", "run_type", "inputs", "outputs", "info", "trace_id",
     "assessments", "function_name", "variant_name", "target_id", "metric_name", "request_id", "request_body",
     "response_body", "fields", "responses", "choices", "response_id", "text", "generations", "kwargs", "lc",
-    "tool_calls", "tools", "weight", "functions",
+    "tool_calls", "tools", "weight", "functions", "helpfulness", "instruction", "completions", "annotations", "Rating",
 ])  # fmt: skip
 WORDS = st.text(max_size=5) | st.sampled_from(["{}", "[[]]", "user"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | WORDS
