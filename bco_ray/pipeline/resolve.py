@@ -140,12 +140,15 @@ class ResolvedJob:
         training = self.spec.training.model_dump(exclude=_NOT_IN_WEIGHTS)
         if training["start"] is None:
             del training["start"]
+        objective = self.spec.objective.model_dump()
+        if objective["shift"]["by_source"] is None:  # as runs were named before there was such a thing
+            del objective["shift"]["by_source"]
         return {
             "scored": self.scored_directory.name,
             "model": self.model_fingerprint,
             "reference": self.reference_fingerprint,
             "adapter": self.spec.model.adapter.model_dump() if self.spec.model.adapter else None,
-            "objective": self.spec.objective.model_dump(),
+            "objective": objective,
             "training": training,
         }
 
