@@ -195,8 +195,8 @@ def table(name: str, of_way: dict[str, list[Scores]]) -> str:
     for way, scores in of_way.items():
         cells = [interval([score[column] for score in scores]) for column in columns]
         ahead = [mine["all"] - one["all"] for mine, one in zip(scores, of_way["one delta"], strict=True)]
-        cells += [interval(ahead)] if way != "one delta" else []
-        lines.append(f"| {way} | {' | '.join(f'{mean:.3f} ± {half:.3f}' for mean, half in cells)} |")
+        said = [f"{mean:.3f} ± {half:.3f}" for mean, half in [*cells, interval(ahead)]]
+        lines.append(f"| {way} | {' | '.join(said)} |")
     return "\n".join(lines)
 
 
