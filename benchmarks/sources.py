@@ -209,7 +209,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         means, halves = zip(*(interval([s["all"] for s in scores]) for scores in found[name].values()), strict=True)
         axes.barh(list(found[name]), means, xerr=halves, capsize=3, color="tab:blue", alpha=0.8)
         axes.invert_yaxis()
-        axes.set(title=name, xlabel="share of what the best policy gains", xlim=(0, 1))
+        axes.set(title=name, xlabel="share of the best gain", xlim=(0, 1))
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
 
