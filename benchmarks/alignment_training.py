@@ -56,9 +56,29 @@ class State:
     z_ref: float
 
 
+class Shift:
+    """One delta for all rows, as training has it."""
+
+    def __init__(self) -> None:
+        self._state = RewardShift(half_life_rows=HALF_LIFE_ROWS)
+
+    @property
+    def delta(self) -> float:
+        """Before the step."""
+        return self._state.delta
+
+    def of(self, rows_B: Tensor) -> float | Tensor:
+        """What these rows of the log are measured by."""
+        return self.delta
+
+    def advance(self, rows_B: Tensor, reward_B: Tensor, label_B: Tensor) -> None:
+        """After a step on these rows."""
+        self._state = self._state.advance(RewardShift.observe(reward_B, label_B))
+
+
 def train(
     world: World, votes: Votes, loss: str, *, seed: int, learning_rate: float, weights_N: Tensor | None = None,
-    seen: Seen | None = None,
+    seen: Seen | None = None, shift: Shift | None = None,
 ) -> Policy:  # fmt: skip
     """The policy after STEPS steps of AdamW whose learning rate falls to 0. Losses on pairs get whole pairs."""
     policy, random = Policy(world, seed), torch.Generator().manual_seed(seed)
@@ -66,7 +86,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     reference_N = world.reference_logps(votes.prompt_ND).gather(1, votes.answer_N[:, None])[:, 0]
     weights_N = torch.ones(len(votes)) if weights_N is None else weights_N
-    shift = RewardShift(half_life_rows=HALF_LIFE_ROWS)
+    shift = shift or Shift()
     for step in range(STEPS):
         rows_B = _drawn(votes, LOSSES[loss].units, random)
         logps_BA = policy(votes.prompt_ND[rows_B])
@@ -75,14 +95,15 @@ def train(
         if seen:
             seen(State(step, policy, shift.delta, z_ref))
         label_B, weight_B = votes.label_N[rows_B], weights_N[rows_B]
+        delta = shift.of(rows_B)
         sums = loss_sums(
-            loss, logp_B, reference_N[rows_B], label_B, beta=BETA, delta=shift.delta, z_ref=z_ref, weights_B=weight_B
+            loss, logp_B, reference_N[rows_B], label_B, beta=BETA, delta=delta, z_ref=z_ref, weights_B=weight_B
         )
         optimizer.zero_grad()
         of_window_loss(sums, loss, label_B).backward()
         optimizer.step()
         schedule.step()
-        shift = shift.advance(sums.shift_sums())
+        shift.advance(rows_B, BETA * (logp_B - reference_N[rows_B]), label_B)
     return policy
 
 

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from bco_ray.config.evaluation import EvaluationSpec, JudgeSpec
 from bco_ray.config.gate import GateSpec
-from bco_ray.config.section import Auto, Name, NotNegative, NotNegativeInt, PositiveInt, Section
+from bco_ray.config.section import Auto, Name, NotNegative, NotNegativeInt, Positive, PositiveInt, Section
 from bco_ray.config.training import TrainingSpec
 
 DEFAULT_LABEL_MAP: dict[str, bool] = {
@@ -127,15 +127,27 @@ class ScoringSpec(Section):
         return self
 
 
+class SourceShiftSpec(Section):
+    """A delta for each of the `most` largest sources, and one for the others.
+
+    A source's is shrunk to the one delta as if `shrinkage_rows` votes with the whole log's odds were in it.
+    """
+
+    shrinkage_rows: Positive = 32
+    most: PositiveInt = 16
+
+
 class ShiftSpec(Section):
     """The reward shift delta. Half-life in rows; `lagged` = every row of a step sees delta from before the step.
 
-    `start`: a `running.json` of TRL's BCOTrainer to go on from, or none: no rows seen, delta 0.
+    `start`: a `running.json` of TRL's BCOTrainer to go on from, or none: no rows seen, delta 0. `by_source`: how
+    each source of votes has a delta of its own; None: all have one.
     """
 
     half_life_rows: float = Field(default=512, ge=0)
     timing: Literal["lagged"] = "lagged"
     start: str | None = None
+    by_source: SourceShiftSpec | None = None
 
     @model_validator(mode="after")
     def _readable(self) -> ShiftSpec:
@@ -183,6 +195,9 @@ class ObjectiveSpec(Section):
                 f"label_noise: {self.loss} is no likelihood of labels, so it cannot presume some of them wrong "
                 f"(kto and apo_zero_unpaired would only be scaled); use {', '.join(NOISE_TAKERS)}, or leave it 0"
             )
+        if self.loss != "bco" and self.shift.by_source is not None:
+            why = "pairs hold as many ups as downs" if self.loss == "bco_pair" else "this loss has no shift"
+            raise ValueError(f"shift.by_source: only loss bco has one ({self.loss}: {why}); leave it out")
         return self
 
 

@@ -13,9 +13,9 @@ from bco_ray.evaluation.weighted import Labels, average_of, mean_of
 from bco_ray.storage.evaluations import ReliabilityBin
 
 
-def probability(rewards_N: Floats, delta: float) -> Floats:
+def probability(rewards_N: Floats, delta_N: Floats | float) -> Floats:
     """sigmoid(r - delta), without overflow."""
-    p_N: Floats = np.exp(-np.logaddexp(0.0, delta - np.asarray(rewards_N, np.float64)))
+    p_N: Floats = np.exp(-np.logaddexp(0.0, delta_N - np.asarray(rewards_N, np.float64)))
     return p_N
 
 

@@ -18,6 +18,7 @@ from bco_ray.evaluation.votes import JudgedVotes, named
 from bco_ray.models.loading import load_frozen
 from bco_ray.models.packing import fill_packs, lay_out
 from bco_ray.models.policy import Policy
+from bco_ray.objective import SourceOffsets
 from bco_ray.objective.density import auc
 from bco_ray.storage import files, parquet
 from bco_ray.storage.ragged import Ragged
@@ -93,13 +94,20 @@ class Machine:
 
 
 def evaluate_held_out(
-    scored: Path, manifest: ScoredManifest, model_directory: str, *, beta: float, delta: float, machine: Machine
+    scored: Path,
+    manifest: ScoredManifest,
+    model_directory: str,
+    *,
+    beta: float,
+    delta: float,
+    offsets: SourceOffsets | None = None,
+    machine: Machine,
 ) -> HeldOut:
     """Judge `model_directory` on the validation rows of scored shards. The reward shift is only read."""
     votes = judge_held_out(scored, manifest, [model_directory], beta=beta, machine=machine)[0]
     if not len(votes.label_N):
         return HeldOut(0, {})
-    metrics = reward_metrics(votes.reward_N, votes.label_N, delta=delta)
+    metrics = reward_metrics(votes.reward_N, votes.label_N, delta=votes.deltas(delta, offsets))
     metrics |= likelihood_metrics(votes.logp_N, votes.label_N, votes.tokens_N)
     return HeldOut(len(votes.label_N), metrics)
 
@@ -178,8 +186,13 @@ def _as_votes(rows: pa.Table) -> JudgedVotes:
     return JudgedVotes(**columns, source_N=named(rows["source"]))
 
 
-def reward_metrics(rewards_N: np.ndarray, labels_N: np.ndarray, *, delta: float) -> dict[str, float | None]:
-    """AUC, accuracy at delta (a row is right on its label's side), class means and their difference."""
+def reward_metrics(
+    rewards_N: np.ndarray, labels_N: np.ndarray, *, delta: np.ndarray | float
+) -> dict[str, float | None]:
+    """AUC, accuracy at delta (a row is right on its label's side), class means and their difference.
+
+    `delta`: one for all rows, or one for each.
+    """
     labels_N = labels_N.astype(bool)
     up, down = rewards_N[labels_N], rewards_N[~labels_N]
     both = len(up) > 0 and len(down) > 0

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bco_ray.evaluation.bootstrap import Drawn, Floats, Resamples, Statistic, draw
 from bco_ray.evaluation.calibration import brier_of, ece_of, probability, reliability
 from bco_ray.evaluation.weighted import Labels, auc_of, average_of, difference_of, mean_of, on_rows, spearman_of
+from bco_ray.objective.source_offsets import SourceOffsets
 from bco_ray.storage.evaluations import Group, Metrics, RewardBars, Votes
 
 MOST_SOURCES = 20
@@ -53,6 +54,11 @@ class JudgedVotes:
         up, down = self.reward_N[self.label_N], self.reward_N[~self.label_N]
         return float((up.mean() + down.mean()) / 2) if len(up) and len(down) else 0.0
 
+    def deltas(self, delta: float, offsets: SourceOffsets | None) -> Floats:
+        """What each row is measured by: delta, or that of its source."""
+        delta_N: Floats = np.full(len(self.reward_N), delta)
+        return delta_N if offsets is None else delta_N - np.array([offsets.of(str(source)) for source in self.source_N])
+
     def at_reference(self, beta: float) -> JudgedVotes:
         """As the reference itself would have judged them."""
         return replace(self, reward_N=np.zeros_like(self.reward_N), logp_N=self.logp_N - self.reward_N / beta)
@@ -75,10 +81,17 @@ class Measured:
         return {name: (drawn - other.drawn[name]).estimate(confidence) for name, drawn in self.drawn.items()}
 
 
-def measure(votes: JudgedVotes, delta: float, delta_from: Literal["run", "votes"], settings: Settings) -> Measured:
-    """Everything about one model's rewards."""
+def measure(
+    votes: JudgedVotes,
+    delta: float,
+    delta_from: Literal["run", "votes"],
+    settings: Settings,
+    offsets: SourceOffsets | None = None,
+) -> Measured:
+    """Everything about one model's rewards. With `offsets` each row is measured by its source's delta."""
     rows = len(votes.reward_N)
-    groups = {("", ""): _overall(votes, delta, settings), **_classes(votes, delta), **_sources(votes, delta)}
+    delta_N = votes.deltas(delta, offsets)
+    groups = {("", ""): _overall(votes, delta_N, settings), **_classes(votes, delta_N), **_sources(votes, delta_N)}
     flat = {(*key, name): statistic for key, found in groups.items() for name, statistic in found.items()}
     resamples = Resamples(votes.prompt_N, count=settings.resamples, seed=settings.seed)
     drawn = draw({"\0".join(key): statistic for key, statistic in flat.items()}, resamples, rows)
@@ -86,7 +99,7 @@ def measure(votes: JudgedVotes, delta: float, delta_from: Literal["run", "votes"
     def metrics(*key: str) -> Metrics:
         return {name: drawn["\0".join((*key, name))].estimate(settings.confidence) for name in groups[key[0], key[1]]}
 
-    p_N = probability(votes.reward_N, delta)
+    p_N = probability(votes.reward_N, delta_N)
     result = Votes(
         **_counts(votes, np.ones(rows, np.bool_)),
         metrics=metrics("", ""),
@@ -99,14 +112,15 @@ def measure(votes: JudgedVotes, delta: float, delta_from: Literal["run", "votes"
         },
         reliability=reliability(p_N, votes.label_N, settings.bins),
         bars=_bars(votes),
+        delta_by_source=offsets.deltas(delta) if offsets else {},
     )  # fmt: skip
     return Measured(result, {name: drawn["\0\0" + name] for name in groups["", ""]})
 
 
-def _overall(votes: JudgedVotes, delta: float, settings: Settings) -> dict[str, Statistic]:
+def _overall(votes: JudgedVotes, delta_N: Floats, settings: Settings) -> dict[str, Statistic]:
     """Accuracy: a row is right on its label's side of delta. KL (nats per answer): -mean(r) / beta."""
-    up_N, right_N = votes.label_N, _right(votes, delta)
-    p_N = probability(votes.reward_N, delta)
+    up_N, right_N = votes.label_N, _right(votes, delta_N)
+    p_N = probability(votes.reward_N, delta_N)
     return {
         "auc": auc_of(votes.reward_N, up_N),
         "accuracy": mean_of(right_N),
@@ -119,13 +133,13 @@ def _overall(votes: JudgedVotes, delta: float, settings: Settings) -> dict[str, 
     }
 
 
-def _classes(votes: JudgedVotes, delta: float) -> dict[tuple[str, str], dict[str, Statistic]]:
+def _classes(votes: JudgedVotes, delta_N: Floats) -> dict[tuple[str, str], dict[str, Statistic]]:
     """Length and likelihood of each class's answers, and how its rows were judged."""
     found = {}
     for name in ("up", "down"):
         of_N = _of_class(votes, name)
         found["class", name] = {
-            "accuracy": mean_of(_right(votes, delta), of_N),
+            "accuracy": mean_of(_right(votes, delta_N), of_N),
             "reward": mean_of(votes.reward_N, of_N),
             "logp": mean_of(votes.logp_N, of_N),
             "tokens": mean_of(votes.tokens_N, of_N),
@@ -133,12 +147,12 @@ def _classes(votes: JudgedVotes, delta: float) -> dict[tuple[str, str], dict[str
     return found
 
 
-def _sources(votes: JudgedVotes, delta: float) -> dict[tuple[str, str], dict[str, Statistic]]:
+def _sources(votes: JudgedVotes, delta_N: Floats) -> dict[tuple[str, str], dict[str, Statistic]]:
     """Those with most votes, largest first."""
     found = {}
     for name, _ in Counter(votes.source_N.tolist()).most_common(MOST_SOURCES):
         rows = np.flatnonzero(votes.source_N == name)
-        reward, up, right = votes.reward_N[rows], votes.label_N[rows], _right(votes, delta)[rows]
+        reward, up, right = votes.reward_N[rows], votes.label_N[rows], _right(votes, delta_N)[rows]
         statistics = {
             "auc": auc_of(reward, up),
             "accuracy": mean_of(right),
@@ -149,9 +163,9 @@ def _sources(votes: JudgedVotes, delta: float) -> dict[tuple[str, str], dict[str
     return found
 
 
-def _right(votes: JudgedVotes, delta: float) -> Floats:
+def _right(votes: JudgedVotes, delta_N: Floats) -> Floats:
     """1 or 0; half for a reward that is delta, as all of the reference's are."""
-    side_N = np.sign(votes.reward_N.astype(np.float64) - delta)
+    side_N = np.sign(votes.reward_N.astype(np.float64) - delta_N)
     return (1 + np.where(votes.label_N, side_N, -side_N)) / 2
 
 

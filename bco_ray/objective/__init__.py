@@ -11,6 +11,7 @@ Here the symbols of the paper (arXiv 2404.04656, v2 = ACL 2025 unless marked v1)
 | beta | `beta` | strength of the tie to the reference |
 | r_theta(x, y) | `rewards_B` (`implicit_rewards`) | beta * (log pi_theta - log pi_ref) |
 | delta, eq. 7 | `delta`, made by `RewardShift` | half the sum of the two class means of r; a constant in the gradient |
+| log p+(s) / p-(s) of a source s (ours) | `SourceOffsets` | what a source's delta lies below delta, where asked for |
 | r - delta, -(r - delta) | margins, inside `bco_row_losses` | positive = on the side its label says |
 | -log sigma(margin) | `bco_row_losses` | loss of one row |
 | E_D+[.] + E_D-[.], eq. 8 | `LossSums`, then `window_loss` | sums and counts first, two means last, half of each |
@@ -39,6 +40,7 @@ from bco_ray.objective.loss import LossSums, bco_loss, bco_row_losses, implicit_
 from bco_ray.objective.losses import LOSSES, Loss, Units, loss_sums
 from bco_ray.objective.shift import RewardShift, ShiftSums, decay_per_window, error_term, exact_shift
 from bco_ray.objective.shift_tensor import ShiftTensor
+from bco_ray.objective.source_offsets import SourceOffsets, source_offsets
 
 __all__ = [
     "LOSSES",
@@ -49,6 +51,7 @@ __all__ = [
     "RewardShift",
     "ShiftSums",
     "ShiftTensor",
+    "SourceOffsets",
     "Units",
     "WeightSums",
     "apo_zero_unpaired",
@@ -76,6 +79,7 @@ __all__ = [
     "mean_log_loss",
     "mixture_weights",
     "scored_tokens",
+    "source_offsets",
     "sum_by_row",
     "token_logps",
     "unpaired_loss",

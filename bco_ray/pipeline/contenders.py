@@ -10,8 +10,9 @@ from typing import Literal
 from bco_ray.config import JobSpec, load_spec
 from bco_ray.errors import SpecError
 from bco_ray.models import loading
-from bco_ray.objective import LOSSES, RewardShift
+from bco_ray.objective import LOSSES, RewardShift, SourceOffsets
 from bco_ray.pipeline.resolve import ResolvedJob, resolve_model
+from bco_ray.pipeline.source_shift import offsets_of
 from bco_ray.storage import files
 from bco_ray.storage.aliases import PROD
 from bco_ray.storage.registry import ModelVersion, Registry
@@ -24,7 +25,8 @@ class Contender:
     """`name`: `bot/3`, or a directory. `role`: why it takes part; None: it is the model that is evaluated.
 
     `delta`: the reward shift its training ended with; None if that is not known or was measured by something else.
-    `is_reference`: its rewards are 0. `note`: what to keep in mind of its numbers.
+    `is_reference`: its rewards are 0. `note`: what to keep in mind of its numbers. `offsets`: of each source's delta,
+    where it was trained with them and `delta` is known.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Contender:
     delta: float | None
     is_reference: bool
     note: str | None
+    offsets: SourceOffsets | None = None
 
 
 def contenders(job: ResolvedJob, version: ModelVersion, against: Sequence[str]) -> tuple[Contender, list[Contender]]:
@@ -96,7 +99,8 @@ def _registered(job: ResolvedJob, version: ModelVersion, role: Role | None) -> C
     spec = load_spec(run / "spec.resolved.yaml") if known else None
     delta = final_delta(run, spec) if spec is not None and _measured_alike(job, version, spec) else None
     note = _seen_before(job, version, spec)
-    return Contender(version.reference, role, directory, delta, _is_reference(job, directory), note)
+    offsets = None if delta is None else offsets_of(run)
+    return Contender(version.reference, role, directory, delta, _is_reference(job, directory), note, offsets)
 
 
 def _measured_alike(job: ResolvedJob, version: ModelVersion, spec: JobSpec) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import bco_ray
+from bco_ray.pipeline.contenders import final_delta
 from bco_ray.pipeline.own_log import manifest_of
+from bco_ray.pipeline.source_shift import offsets_of
 from bco_ray.storage import files
 from bco_ray.storage.export import load_manifest
 from bco_ray.storage.records import load_records
@@ -37,10 +39,17 @@ def lineage_of(job: ResolvedJob, scored: ScoredManifest, evaluation: dict[str, A
         "classes": {name: scored.count(name) for name in CLASSES},
         "matching": {k: v for k, v in scored.matching.items() if v is None or isinstance(v, str | int | float)},
         "lengths": {k: v for k, v in scored.lengths.items() if isinstance(v, str | int | float)},
+        "delta_by_source": _deltas(job),
         "evaluation": evaluation,
         "gate": job.spec.gate.model_dump(mode="json", exclude_none=True) if job.spec.gate else None,
         "bco_ray": bco_ray.__version__,
     }
+
+
+def _deltas(job: ResolvedJob) -> dict[str, float] | None:
+    """Final ones, where sources have their own."""
+    offsets = offsets_of(job.run_directory)
+    return None if offsets is None else offsets.deltas(final_delta(job.run_directory, job.spec))
 
 
 _COUNTS = {"read", "kept", "drops", "answers"}

@@ -59,4 +59,4 @@ def _measured(job: ResolvedJob, contender: Contender, votes: JudgedVotes) -> Mea
     settings = Settings(job.spec.objective.beta, spec.confidence, spec.resamples, spec.bins, spec.seed)
     if contender.delta is None:
         return measure(votes, votes.own_delta, "votes", settings)
-    return measure(votes, contender.delta, "run", settings)
+    return measure(votes, contender.delta, "run", settings, contender.offsets)

@@ -158,9 +158,12 @@ class ResolvedJob:
 
     @property
     def _objective_identity(self) -> dict[str, object]:
+        """Without what is newer and not asked for: runs keep their names."""
         objective = self.spec.objective.model_dump()
-        if not objective["label_noise"]:  # as before there was any
+        if not objective["label_noise"]:
             del objective["label_noise"]
+        if objective["shift"]["by_source"] is None:
+            del objective["shift"]["by_source"]
         return objective
 
     @property

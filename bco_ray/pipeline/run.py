@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bco_ray.config import dump_spec
@@ -23,6 +23,7 @@ from bco_ray.pipeline.log import read_log, require_nobody_erased_since
 from bco_ray.pipeline.measuring import machine_of
 from bco_ray.pipeline.metrics import ScoringMetrics
 from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.pipeline.source_shift import fixed_offsets, offsets_of
 from bco_ray.pipeline.watching import watching
 from bco_ray.scoring.parts import Caches
 from bco_ray.scoring.reference import BY_REFERENCE, ReferenceModel
@@ -130,7 +131,7 @@ def train_job(job: ResolvedJob, phases: Phases) -> None:
             files.write_bytes(run / "spec.resolved.yaml", dump_spec(job.spec).encode())
             take_over_checkpoint(job)
             run_training(
-                train_setup(job),
+                replace(train_setup(job), offsets=fixed_offsets(job)),
                 num_workers=job.spec.training.workers,
                 resources_per_worker=job.spec.training.resources_per_worker,
                 max_failures=job.spec.training.max_failures,
@@ -150,6 +151,7 @@ def evaluate_job(job: ResolvedJob, phases: Phases) -> dict[str, Any]:
                 str(run / "model"),
                 beta=spec.objective.beta,
                 delta=final_delta(run, spec),
+                offsets=offsets_of(run),
                 machine=machine_of(job),
             )
             files.write_json(target, {"rows": held_out.rows, **held_out.metrics})

@@ -69,7 +69,8 @@ class RewardBars(Part):
 class Votes(Group):
     """The held-out votes, judged by a model's implicit reward.
 
-    `delta_from`: the run that trained the model, or (for want of one) these votes' own class means.
+    `delta_from`: the run that trained the model, or (for want of one) these votes' own class means. `delta_by_source`:
+    where sources were trained with deltas of their own; `delta` is then that of the log as a whole.
     """
 
     delta: float
@@ -78,6 +79,7 @@ class Votes(Group):
     by_source: dict[str, Group]
     reliability: list[ReliabilityBin]
     bars: RewardBars
+    delta_by_source: dict[str, float] = Field(default_factory=dict)
 
 
 class WinRate(Part):

@@ -73,6 +73,20 @@ class ScoredManifest(BaseModel):
         return sum(int(getattr(shard, field)) for shard in self.shards)
 
 
+def source_weights(directory: Path, manifest: ScoredManifest) -> dict[str | None, tuple[float, float]]:
+    """Total weight of each source's train rows, (thumbs-up, thumbs-down); reads four small columns of every shard."""
+    found: dict[str | None, tuple[float, float]] = {}
+    for shard in manifest.shards:
+        table = parquet.read_table(directory / shard.file, columns=["source", "split", "label", "weight"])
+        train = table.filter(pc.equal(table["split"], "train")).select(["source", "label", "weight"])
+        sums = train.group_by(["source", "label"], use_threads=False).aggregate([("weight", "sum")])
+        for row in sums.to_pylist():
+            up, down = found.get(row["source"], (0.0, 0.0))
+            weight = row["weight_sum"]
+            found[row["source"]] = (up + weight, down) if row["label"] else (up, down + weight)
+    return found
+
+
 def pair_places(chosen_hash: np.ndarray, rejected_hash: np.ndarray) -> np.ndarray:
     """(P, 2): the i-th up and the i-th down on each prompt, as places among the ups and among the downs.
 

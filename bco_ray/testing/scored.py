@@ -41,9 +41,9 @@ def _row(index: int, label: bool, vocabulary: int, random: np.random.Generator, 
     with torch.no_grad():
         logp = float(policy(lay_out([ids], [mask]))[0])
     return {
-        "file": "made", "position": index, "entry": 0, "id": str(index), "user": f"u-{index % 7}", "source": None,
-        "split": "train", "prompt_hash": index // 6, "label": label, "n_tokens": length,
-        "weight": 1.0 if label else float(random.uniform(0.5, 2.0)), "input_ids": ids.tolist(),
+        "file": "made", "position": index, "entry": 0, "id": str(index), "user": f"u-{index % 7}",
+        "source": ("web", "app", None)[index % 3], "split": "train", "prompt_hash": index // 6, "label": label,
+        "n_tokens": length, "weight": 1.0 if label else float(random.uniform(0.5, 2.0)), "input_ids": ids.tolist(),
         "completion_mask": mask.tolist(), "reference_logp": logp,
     }  # fmt: skip
 

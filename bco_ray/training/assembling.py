@@ -101,8 +101,13 @@ def _with_micro_batch(setup: TrainSetup, gang: Gang, plan: Plan, reader: ShardRe
 def _reader(setup: TrainSetup, manifest: ScoredManifest) -> ShardReader:
     """A window may span two pools: as many shards as two pools have stay decoded."""
     shards_per_pool = -(-len(manifest.shards) * setup.pool_rows // max(1, manifest.kept))
-    units = setup.objective.kind.units
-    return ShardReader(files.path_of(setup.scored), manifest, units=units, cached_shards=2 * shards_per_pool)
+    return ShardReader(
+        files.path_of(setup.scored),
+        manifest,
+        units=setup.objective.kind.units,
+        cached_shards=2 * shards_per_pool,
+        offsets=setup.offsets,
+    )
 
 
 def _plan(setup: TrainSetup, reader: ShardReader) -> Plan:

@@ -18,7 +18,8 @@ from bco_ray.training.shard_reader import Row, ShardReader
 class MicroBatch:
     """One forward/backward of B rows laid end to end; `valid_B` False marks a row that counts nothing.
 
-    `slots_B`: each row's place in the window, W (one past the end) for a filler.
+    `slots_B`: each row's place in the window, W (one past the end) for a filler. `offsets_B`: by how much each row's
+    delta lies below the one delta.
     """
 
     pack: Pack
@@ -27,6 +28,7 @@ class MicroBatch:
     weights_B: Tensor
     valid_B: Tensor
     slots_B: Tensor
+    offsets_B: Tensor
 
     def to(self, device: torch.device) -> MicroBatch:
         """All tensors on `device`."""
@@ -116,6 +118,7 @@ def assemble(rows: Sequence[Row], slots: Sequence[int], window: int) -> MicroBat
         torch.tensor([row.weight for row in rows], dtype=torch.float32),
         torch.tensor([row.weight > 0 for row in rows]),
         torch.tensor(slots),
+        torch.tensor([row.offset for row in rows], dtype=torch.float32),
     )
 
 

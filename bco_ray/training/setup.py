@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from bco_ray.objective import RewardShift
+from bco_ray.objective import RewardShift, SourceOffsets
 from bco_ray.training.plan import POOL_ROWS
 from bco_ray.training.step import Objective
 
@@ -17,7 +17,7 @@ class TrainSetup:
     """Everything a worker needs. Paths are on storage that all workers share.
 
     `shift`: the state the reward shift starts from (`RewardShift.state_dict`); None: no rows seen, or a probe where
-    policy and reference differ.
+    policy and reference differ. `offsets`: of each source's delta; None: all rows have one.
     `reference_model`: where it is another than `model`. `deepspeed`: a DeepSpeed JSON of the
     user's, beside which `zero_stage` says its stage. `max_tokens_per_micro_batch` 0: found by a dry run.
     `checkpoint_storage`: a directory or URI for checkpoints alone; None: in the run's directory. `hang_seconds`: a
@@ -61,6 +61,7 @@ class TrainSetup:
     hang_seconds: float = 1800.0
     pool_rows: int = POOL_ROWS
     threads: int = 1
+    offsets: SourceOffsets | None = None
 
     @property
     def initial_shift(self) -> RewardShift:
@@ -80,5 +81,7 @@ class TrainSetup:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainSetup:
         """The inverse of `as_dict`."""
-        objective = Objective(**values["objective"])
-        return cls(**{**values, "objective": objective, "trackers": tuple(values.get("trackers", ()))})
+        objective, offsets = Objective(**values["objective"]), values.get("offsets")
+        offsets = None if offsets is None else SourceOffsets.from_state(offsets)
+        trackers = tuple(values.get("trackers", ()))
+        return cls(**{**values, "objective": objective, "trackers": trackers, "offsets": offsets})

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bco_ray.objective import Units
+from bco_ray.objective import SourceOffsets, Units
 from bco_ray.storage import parquet
 from bco_ray.storage.ragged import Ragged
 from bco_ray.storage.scored import ScoredManifest, pair_places
@@ -21,13 +21,14 @@ _COLUMNS = ["input_ids", "completion_mask", "reference_logp", "label", "weight",
 
 @dataclass(frozen=True)
 class Row:
-    """One train row in memory."""
+    """One train row in memory. `offset`: by how much its delta lies below the one delta."""
 
     input_ids: np.ndarray
     completion_mask: np.ndarray
     reference_logp: float
     label: bool
     weight: float
+    offset: float = 0.0
 
     @property
     def prompt_length(self) -> int:
@@ -43,33 +44,44 @@ class Row:
 class _Rows:
     """A shard's train rows of one label."""
 
-    def __init__(self, table: pa.Table, *, label: bool) -> None:
+    def __init__(self, table: pa.Table, *, label: bool, offsets: SourceOffsets | None) -> None:
         rows = table.filter(pc.equal(table["label"], label))
         self._ids, self._masks = Ragged(rows["input_ids"]), Ragged(rows["completion_mask"])
         self._logps, self._weights = rows["reference_logp"].to_numpy(), rows["weight"].to_numpy()
         self._label = label
+        self._offsets = None if offsets is None else [offsets.of(source) for source in rows["source"].to_pylist()]
         self.prompt_hashes: np.ndarray = rows["prompt_hash"].to_numpy()
 
     def __getitem__(self, place: int) -> Row:
         logp, weight = float(self._logps[place]), float(self._weights[place])
-        return Row(self._ids[place], self._masks[place], logp, self._label, weight)
+        offset = self._offsets[place] if self._offsets else 0.0
+        return Row(self._ids[place], self._masks[place], logp, self._label, weight, offset)
 
 
 class _Shard:
-    def __init__(self, path: Path) -> None:
-        table = parquet.read_table(path, columns=_COLUMNS)
+    def __init__(self, path: Path, offsets: SourceOffsets | None) -> None:
+        table = parquet.read_table(path, columns=_COLUMNS if offsets is None else [*_COLUMNS, "source"])
         train = table.filter(pc.equal(table["split"], "train"))
-        self.rows = {label: _Rows(train, label=label) for label in (True, False)}
+        self.rows = {label: _Rows(train, label=label, offsets=offsets) for label in (True, False)}
         self.pairs = pair_places(self.rows[True].prompt_hashes, self.rows[False].prompt_hashes)
 
 
 class ShardReader:
-    """`units`: what one reference of the plan stands for (see `objective.losses.Units`)."""
+    """`units`: what one reference of the plan stands for (see `objective.losses.Units`). `offsets`: see `Row`."""
 
-    def __init__(self, directory: Path, manifest: ScoredManifest, *, units: Units = "rows", cached_shards: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        manifest: ScoredManifest,
+        *,
+        units: Units = "rows",
+        cached_shards: int,
+        offsets: SourceOffsets | None = None,
+    ) -> None:
         self.directory = directory
         self.manifest = manifest
         self.units = units
+        self._offsets = offsets
         self._cached_shards = max(1, cached_shards)
         self._cache: OrderedDict[int, _Shard] = OrderedDict()
 
@@ -91,7 +103,7 @@ class ShardReader:
 
     def _shard(self, number: int) -> _Shard:
         if number not in self._cache:
-            self._cache[number] = _Shard(self.directory / self.manifest.shards[number].file)
+            self._cache[number] = _Shard(self.directory / self.manifest.shards[number].file, self._offsets)
             if len(self._cache) > self._cached_shards:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(number)

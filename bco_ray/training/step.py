@@ -101,8 +101,9 @@ def train_window(
 
     `asked`: whether this worker has been asked to stop, which the others learn from the step's numbers.
 
-    Delta is the shift's value from before the window (lagged timing): one number for all rows of the step. A row whose
-    loss is not finite makes the gradient NaN on purpose, so that every worker's engine refuses the update alike.
+    Delta is the shift's value from before the window (lagged timing): one number for all rows of the step, less the
+    constant of a row's source where sources have deltas of their own. A row whose loss is not finite makes the gradient
+    NaN on purpose, so that every worker's engine refuses the update alike.
     """
     delta = shift.delta if objective.kind.shifted else torch.zeros_like(shift.delta)
     z_ref = reference_point(engine, gang, reference, window.mismatched) if objective.kind.mismatched else delta * 0
@@ -119,7 +120,7 @@ def train_window(
             reference_logps_B,
             batch.labels_B,
             beta=objective.beta,
-            delta=delta.float(),
+            delta=delta.float() - batch.offsets_B,
             z_ref=z_ref.float(),
             label_noise=objective.label_noise,
             weights_B=batch.weights_B,

@@ -49,6 +49,10 @@ def test_a_number_of_workers_or_a_range(tmp_path: Path, given: str, workers: tup
     [
         ("training.learning_rat=1", r"unknown key training.learning_rat; did you mean training.learning_rate\?"),
         ("objective.shift.halflife=1", r"did you mean objective.shift.half_life_rows\?"),
+        ("objective.shift.by_source={shrinkage_rows: 0}", "by_source.shrinkage_rows"),
+        ("objective.shift.by_source={most: 0}", "by_source.most"),
+        ("objective={loss: kto, shift: {by_source: {}}}", r"shift.by_source: only loss bco has one \(kto: this loss"),
+        ("objective={loss: bco_pair, shift: {by_source: {}}}", "pairs hold as many ups as downs"),
         ("model.adapter={rank: 3}", r"unknown key model.adapter.rank"),
         ("nonsense.x=1", "unknown key nonsense"),
         ("training.num_workers=0", "training.num_workers"),

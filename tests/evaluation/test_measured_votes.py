@@ -11,6 +11,7 @@ import pytest
 
 from bco_ray.evaluation.heldout import reward_metrics
 from bco_ray.evaluation.votes import MOST_SOURCES, JudgedVotes, Settings, measure, named
+from bco_ray.objective import SourceOffsets
 
 SETTINGS = Settings(beta=0.1, confidence=0.95, resamples=200, bins=10, seed=0)
 
@@ -101,3 +102,21 @@ def test_a_hundred_thousand_votes_take_seconds(capsys: pytest.CaptureFixture[str
     measure(made(100_000, skill=0.5), 0.0, "run", replace(SETTINGS, resamples=20))
     with capsys.disabled():
         print(f" 100,000 votes, 20 resamples: {time.perf_counter() - began:.1f} s ", end="")  # noqa: T201
+
+
+def test_sources_with_deltas_of_their_own_are_measured_by_them() -> None:
+    """As if each reward were larger by its source's offset; what does not ask for delta stays."""
+    votes, offsets = made(800, skill=1.0), SourceOffsets({"web": 0.8, "gone": 3.0}, other=-0.5)
+    found = measure(votes, -0.5, "run", SETTINGS, offsets).votes
+    plain = measure(votes, -0.5, "run", SETTINGS).votes
+    moved_N = np.where(votes.source_N == "web", 0.8, -0.5)
+    moved = measure(replace(votes, reward_N=votes.reward_N + moved_N), -0.5, "run", SETTINGS).votes
+    for name in ("accuracy", "balanced_accuracy", "brier", "ece"):
+        assert found.metrics[name].value == pytest.approx(moved.metrics[name].value)
+    for name in ("auc", "margin", "kl", "length_correlation"):
+        assert found.metrics[name] == plain.metrics[name]
+    assert found.by_source["web"].metrics["accuracy"].value == moved.by_source["web"].metrics["accuracy"].value
+    assert (found.delta, found.delta_by_source) == (-0.5, {"web": -1.3, "gone": -3.5})
+    assert plain.delta_by_source == {}
+    observed = [[bin_.observed for bin_ in votes_.reliability] for votes_ in (found, moved)]
+    assert observed[0] == pytest.approx(observed[1])

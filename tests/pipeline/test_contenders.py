@@ -6,16 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 
 from bco_ray.config import dump_spec, parse_spec
 from bco_ray.errors import SpecError
-from bco_ray.objective import RewardShift
+from bco_ray.objective import RewardShift, SourceOffsets
 from bco_ray.objective.shift import ShiftSums
 from bco_ray.pipeline.contenders import contenders
 from bco_ray.pipeline.resolve import ResolvedJob, resolve
+from bco_ray.pipeline.source_shift import FILE, fixed_offsets
 from bco_ray.storage import files
 from bco_ray.storage.registry import ModelVersion, Registry
+from bco_ray.storage.scored import tombstone
+from bco_ray.testing.scored import write_scored
 from bco_ray.testing.tiny import write_tiny_model
 
 
@@ -96,3 +100,31 @@ def test_how_its_numbers_are_to_be_read(
 def test_votes_it_was_trained_without_need_no_note(job: ResolvedJob) -> None:
     model = contenders(job, registered(job, 1, scored=job.scored_directory.name, validation=0.0), ())[0]
     assert model.note is None
+
+
+def test_deltas_by_source_go_with_the_delta_they_belong_to(job: ResolvedJob) -> None:
+    offsets = SourceOffsets({"web": 0.5}, other=-0.1)
+    version = registered(job, 1)
+    assert contenders(job, version, ())[0].offsets is None
+    files.write_json(job.storage / "runs" / "run-1" / FILE, offsets.state_dict())
+    assert contenders(job, version, ())[0].offsets == offsets
+    elsewhere = registered(job, 2, beta=0.5)
+    files.write_json(job.storage / "runs" / "run-2" / FILE, offsets.state_dict())
+    assert contenders(job, elsewhere, ())[0].offsets is None
+
+
+def test_offsets_are_fixed_once(job: ResolvedJob) -> None:
+    """A row that is erased while the run is interrupted changes nothing about what it goes on with."""
+    assert fixed_offsets(job) is None
+    other = resolve(spec(job.storage.parent, objective={"shift": {"by_source": {"shrinkage_rows": 5}}}))
+    assert other.run_directory != job.run_directory
+    write_scored(other.scored_directory, Path(other.model_directory), chosen=20, rejected=30)
+    found = fixed_offsets(other)
+    assert found is not None
+    assert found.named.keys() == {"web", "app"}
+    tombstone(other.scored_directory, lambda rows: pc.fill_null(pc.equal(rows["source"], "web"), fill_value=False))
+    assert fixed_offsets(other) == found
+
+
+def test_runs_without_them_keep_their_names(job: ResolvedJob) -> None:
+    assert "by_source" not in json.dumps(job.run_identity)

@@ -12,7 +12,7 @@ import pytest
 from bco_ray.errors import StorageError
 from bco_ray.schema import SCORED
 from bco_ray.storage import files
-from bco_ray.storage.scored import ScoredManifest, ShardFacts, commit_scored, load_scored, tombstone
+from bco_ray.storage.scored import ScoredManifest, ShardFacts, commit_scored, load_scored, source_weights, tombstone
 
 
 def write(directory: Path) -> ScoredManifest:
@@ -79,3 +79,17 @@ def test_an_erasure_that_was_cut_off_is_completed_by_the_next(tmp_path: Path, mo
         files.verify_directory(tmp_path)
     assert tombstone(tmp_path, of_user("u-1")) == 2
     files.verify_directory(tmp_path)
+
+
+def test_weights_by_source_are_those_of_train_rows(tmp_path: Path) -> None:
+    """Over all shards; a row that is erased weighs nothing, one that is held out is not counted."""
+    manifest = write(tmp_path)
+    assert source_weights(tmp_path, manifest) == {"s": (6.0, 3.0)}
+    path = tmp_path / manifest.shards[1].file
+    rows = pq.read_table(path).to_pylist()
+    rows[0] |= {"source": None, "weight": 0.25}
+    rows[1] |= {"split": "validation"}
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORED), path)
+    assert source_weights(tmp_path, manifest) == {"s": (3.0, 3.0), None: (0.25, 0.0)}
+    tombstone(tmp_path, of_user("u-0"))
+    assert source_weights(tmp_path, manifest) == {"s": (1.5, 0.0), None: (0.0, 0.0)}

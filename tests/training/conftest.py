@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bco_ray.objective import LOSSES
+from bco_ray.objective import LOSSES, SourceOffsets
 from bco_ray.storage.checkpoints import CheckpointStore
 from bco_ray.storage.run_journal import RunJournal
 from bco_ray.storage.stores import DirectoryStore
@@ -35,6 +35,9 @@ from bco_ray.training.loop import train
 from bco_ray.training.metrics import MetricsLog
 from bco_ray.training.setup import TrainSetup
 from bco_ray.training.step import Objective
+
+BY_SOURCE = SourceOffsets({"web": 0.4, "app": -0.7}, other=0.2)
+"""Deltas of the sources that `write_scored` has, as large as rewards become in these runs."""
 
 QUICK = Backoff(first_seconds=0.005, longest_seconds=0.02)
 STOPPABLE = Path(__file__).with_name("stoppable.py")
@@ -210,8 +213,9 @@ def storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Storage
 
 @pytest.fixture(scope="session")
 def two_workers(make_setup: Callable[..., TrainSetup]) -> dict[str, Trained]:
-    """Runs on two gloo workers: the 20 steps under ZeRO 2, a LoRA in bfloat16 (`bf16-lora`), one with
-    noisy labels (`noise`), and every loss."""
+    """Runs on two gloo workers: the 20 steps under ZeRO 2, a LoRA in bfloat16 (`bf16-lora`), one with noisy labels
+    (`noise`), every loss, and `by_source`: a delta per source.
+    """
     setups = {"zero2": make_setup("two-zero2", zero_stage=2, max_tokens_per_micro_batch=40)}
     lora = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
     setups["bf16-lora"] = make_setup("two-lora", zero_stage=2, bf16=True, adapter=lora, learning_rate=1e-2, epochs=4)
@@ -222,4 +226,6 @@ def two_workers(make_setup: Callable[..., TrainSetup]) -> dict[str, Trained]:
         reference = "live" if kind.mismatched else "precomputed"
         setups[name] = make_setup(f"two-{name}", objective=numbers, reference=reference, rows_per_step=12,
                                   max_tokens_per_micro_batch=50)  # fmt: skip
+    setups["by_source"] = make_setup("two-by-source", offsets=BY_SOURCE, rows_per_step=12,
+                                     max_tokens_per_micro_batch=50)  # fmt: skip
     return dict(zip(setups, _run_processes(list(setups.values()), 2), strict=True))

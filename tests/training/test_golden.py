@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bco_ray.models.loading import load_policy
-from bco_ray.objective import RewardShift, ShiftSums
+from bco_ray.objective import RewardShift, ShiftSums, SourceOffsets
 from bco_ray.storage.scored import load_scored
 from bco_ray.training.plan import Plan
 from bco_ray.training.setup import TrainSetup
@@ -107,6 +107,15 @@ def test_layers_may_be_computed_twice(
     assert_close(run_here(setup), textbook["lora"])
 
 
+def test_sources_may_have_deltas_of_their_own(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], textbook: dict[str, Trajectory]
+) -> None:
+    setup = make_setup("by-source", **settings("full", offsets=SourceOffsets({"web": 0.4, "app": -0.7}, other=0.2)))
+    wanted = train_plainly(setup)
+    assert_close(run_here(setup), wanted)
+    assert np.abs(wanted[0][:, 1] - textbook["full"][0][:, 1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_numbers_are_those_of_yesterday(textbook: dict[str, Trajectory], kind: str) -> None:
     """Wider than between engines: another CPU rounds otherwise."""
@@ -119,7 +128,7 @@ def train_plainly(setup: TrainSetup) -> Trajectory:
     lm = load_policy(setup.model, setup.adapter, dtype=torch.float32)
     trained = {name: p for name, p in lm.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=setup.learning_rate, weight_decay=setup.weight_decay)
-    reader = ShardReader(Path(setup.scored), load_scored(Path(setup.scored)), cached_shards=9)
+    reader = ShardReader(Path(setup.scored), load_scored(Path(setup.scored)), cached_shards=9, offsets=setup.offsets)
     plan = Plan(reader.counts, setup.rows_per_step, setup.epochs, setup.seed)
     shift, steps = RewardShift(half_life_rows=setup.half_life_rows), []
     for window in plan.windows():
@@ -144,7 +153,7 @@ def _reward(lm: Any, row: Row, beta: float) -> Tensor:
 
 
 def _loss(reward: Tensor, row: Row, rows: list[Row], delta: float) -> Tensor:
-    margin = reward - delta if row.label else delta - reward
+    margin = reward - (delta - row.offset) if row.label else delta - row.offset - reward
     return 0.5 * row.weight * -F.logsigmoid(margin) / sum(other.label == row.label for other in rows)
 
 

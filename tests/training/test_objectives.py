@@ -15,7 +15,7 @@ import torch
 from bco_ray.errors import TrainingError
 from bco_ray.models.loading import load_frozen
 from bco_ray.models.policy import Policy
-from bco_ray.objective import LOSSES, Loss, RewardShift, ShiftTensor
+from bco_ray.objective import LOSSES, Loss, RewardShift, ShiftTensor, SourceOffsets
 from bco_ray.storage.scored import load_scored, pair_places
 from bco_ray.testing.scored import write_scored
 from bco_ray.training.batches import Share, mismatch, window_batches
@@ -66,6 +66,18 @@ def test_packs_and_workers_change_nothing_where_labels_are_presumed_wrong(
     np.testing.assert_allclose(curve(two_workers["noise"], *names), curve(one, *names), rtol=1e-5, atol=1e-7)
     assert one.metrics[0]["loss"] == pytest.approx(plain.metrics[0]["loss"])
     assert one.metrics[0]["grad_norm"] == pytest.approx(0.6 * plain.metrics[0]["grad_norm"], rel=1e-5)
+
+
+def test_packs_and_workers_change_nothing_where_sources_have_their_own_delta(
+    make_setup: Callable[..., TrainSetup], run_here: Callable[..., Any], two_workers: dict[str, Any]
+) -> None:
+    plain = two_workers["bco"]
+    offsets = SourceOffsets({"web": 0.4, "app": -0.7}, other=0.2)
+    one, two = run_here(make_setup("one-by-source", offsets=offsets, rows_per_step=12)), two_workers["by_source"]
+    np.testing.assert_allclose(curve(two, "loss", "grad_norm"), curve(one, "loss", "grad_norm"), rtol=1e-5)
+    np.testing.assert_allclose(curve(two, "delta"), curve(one, "delta"), rtol=1e-5, atol=2e-6)
+    assert abs(one.metrics[0]["loss"] - plain.metrics[0]["loss"]) > 1e-3, "offsets are in the loss from the start"
+    assert one.metrics[0]["delta"] == 0.0
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bco_ray.errors import TrainingError
+from bco_ray.objective import SourceOffsets
 from bco_ray.training.setup import TrainSetup
 
 
@@ -37,6 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {"adapter": {"r": 4, "alpha": 8, "target_modules": "all-linear"}},
     "bf16": {"bf16": True},
+    "by source": {"offsets": SourceOffsets({"web": 0.4, "app": -0.7}, other=0.2)},
 }
 
 
