@@ -105,6 +105,7 @@ def scoring_job(job: ResolvedJob) -> ScoringJob:
         num_workers=scoring.workers,
         num_gpus=job.gpus_per_worker,
         ups_suffice=LOSSES[job.spec.objective.loss].ups_suffice,
+        mixing=job.mixing,
     )
 
 
