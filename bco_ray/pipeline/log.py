@@ -59,6 +59,11 @@ class ResolvedLog:
         """Content-addressed: the same files under the same rules are read once."""
         return self.storage / "records" / files.digest(self.identity)
 
+    def without_older(self) -> ResolvedLog:
+        """What came in the round itself."""
+        sources = tuple(source for source in self.sources if source.path not in self.older)
+        return replace(self, sources=sources, older=frozenset())
+
     def job(self) -> RecordsJob:
         """What `feedback` needs to know to read it."""
         field_map = self.data.format.map if isinstance(self.data.format, FieldMap) else None
