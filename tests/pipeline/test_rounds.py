@@ -115,8 +115,8 @@ def test_what_scoring_is_told_and_what_its_address_depends_on(storage: Path, tmp
 
 
 def test_a_request_may_say_all_of_it() -> None:
-    asked = JobRequest(model="bot", training_file="feedback:",
-                       spec={"rounds": {"older": 0.25, "half_life_days": 30}, "model": {"reference": "kept"}})  # fmt: skip
+    said = {"rounds": {"older": 0.25, "half_life_days": 30}, "model": {"reference": "kept"}}
+    asked = JobRequest(model="bot", training_file="feedback:", spec=said)
     spec = spec_of(asked, "ftjob-1", "/store", log="feedback:", register_as="bot")
     assert (spec.rounds.older, spec.model.reference) == (0.25, "kept")
     seen: list[str] = []

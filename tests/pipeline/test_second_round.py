@@ -1,4 +1,4 @@
-"""A second round on `feedback:` as a run: it trains on the new votes and some older ones, against the first reference."""
+"""A second round on `feedback:` as a run: on the new votes and some older ones, against the first reference."""
 
 from __future__ import annotations
 
