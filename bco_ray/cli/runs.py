@@ -93,4 +93,6 @@ def _votes(scored: ScoredManifest) -> dict[str, Any]:
         "votes_kept": scored.kept,
         "drops": scored.drops,
         "matching": scored.matching["reason"],
+        "off_policy": scored.mixture.get("off_policy"),
+        "older_votes": scored.mixture.get("older_votes", 0),
     }

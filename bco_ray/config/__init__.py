@@ -6,6 +6,7 @@ Imports neither torch nor ray, so that `bco --help`, an editor or a web form can
 from bco_ray.config.evaluation import EvaluationSpec, JudgeSpec
 from bco_ray.config.gate import GateSpec
 from bco_ray.config.load import apply_overrides, dump_spec, load_spec, parse_data, parse_spec
+from bco_ray.config.rounds import RoundsSpec
 from bco_ray.config.spec import (
     DataSpec,
     FieldMap,
@@ -31,6 +32,7 @@ __all__ = [
     "ModelSpec",
     "ObjectiveSpec",
     "OutputSpec",
+    "RoundsSpec",
     "ScoringSpec",
     "ShiftSpec",
     "TrainingSpec",

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from bco_ray.config.evaluation import EvaluationSpec, JudgeSpec
 from bco_ray.config.gate import GateSpec
+from bco_ray.config.rounds import RoundsSpec
 from bco_ray.config.section import Auto, Name, NotNegative, NotNegativeInt, Positive, PositiveInt, Section
 from bco_ray.config.training import TrainingSpec
 
@@ -49,10 +50,15 @@ def _no_adapter(value: Any) -> Any:
     return None if value == "none" else value
 
 
+KEPT = "kept"
+"""As `model.reference`: the one that the base version was itself trained with."""
+
+
 class ModelSpec(Section):
     """`base`: a Hugging Face model directory (or hub id with `revision`), or `name/3` / `name@prod` of our registry.
 
-    `reference`: the frozen model that rewards are measured against, named as `base` is; None: the base itself.
+    `reference`: the frozen model that rewards are measured against, named as `base` is; None: the base itself; `kept`:
+    the one that the base version was trained with.
     `quantization` of the base's weights (bitsandbytes): for the reference pass and for training an adapter alike.
     """
 
@@ -225,6 +231,7 @@ class JobSpec(Section):
     name: Name
     model: ModelSpec
     data: DataSpec
+    rounds: RoundsSpec = Field(default_factory=RoundsSpec)
     scoring: ScoringSpec = Field(default_factory=ScoringSpec)
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec)
     training: TrainingSpec = Field(default_factory=TrainingSpec)

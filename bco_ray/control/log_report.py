@@ -25,7 +25,7 @@ Summarize = Callable[[Mapping[str, Any]], Json]
 
 @dataclass(frozen=True)
 class LogReport:
-    """`read = kept + sum(drops)`. `matching` None: the job has not registered anything (yet)."""
+    """`read = kept + sum(drops)`. `matching` and `mixture` None: the job has not registered anything (yet)."""
 
     read: int
     kept: int
@@ -33,6 +33,7 @@ class LogReport:
     answers: Mapping[str, int]
     statistics: Mapping[str, Any]
     matching: Mapping[str, Any] | None
+    mixture: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def report_of(directories: Directories, job: Job, summarize: Summarize) -> LogRe
     scored = _scored(directories.storage, job)
     found = load_scored(scored) if scored else None
     kept, drops = (records.kept, records.drops) if found is None else (found.kept, found.drops)
-    matching = None if found is None else found.matching
-    return LogReport(records.read, kept, drops, records.answers, summarize(records.statistics), matching)
+    matching, mixture = (None, None) if found is None else (found.matching, found.mixture)
+    return LogReport(records.read, kept, drops, records.answers, summarize(records.statistics), matching, mixture)
 
 
 def refused_of(

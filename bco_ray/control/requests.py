@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bco_ray.config.deepspeed_json import WRITING
 from bco_ray.config.load import parse_spec
 from bco_ray.config.section import Auto, Name, Positive
-from bco_ray.config.spec import JobSpec, LossName
+from bco_ray.config.spec import KEPT, JobSpec, LossName
 from bco_ray.config.training import CIRCUMSTANCES
 from bco_ray.control.budget import Budget
 from bco_ray.control.places import Use
@@ -258,7 +258,7 @@ def check_places(spec: JobSpec, check: Check) -> None:
     embedding = None if spec.scoring.embedding == "reference" else spec.scoring.embedding
     places: list[tuple[str, str | None, Use]] = [
         ("model.base", spec.model.base, "model"),
-        ("model.reference", spec.model.reference, "model"),
+        ("model.reference", None if spec.model.reference == KEPT else spec.model.reference, "model"),
         ("scoring.embedding", embedding, "model"),
         ("scoring.classifier", spec.scoring.classifier, "file"),
         ("objective.shift.start", spec.objective.shift.start, "file"),

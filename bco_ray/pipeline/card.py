@@ -20,7 +20,7 @@ Trained by bco-ray with {spec.objective.loss.upper()} from `{lineage["parent"]}`
 (run `{lineage["run"]}`).
 
 ## Votes
-- {votes["read"]} read, {votes["kept"]} kept{drops}
+- {votes["read"]} read, {votes["kept"]} kept{drops}{_mixture(lineage.get("mixture") or {})}
 - distribution matching: {"applied" if matching["applied"] else "not applied"} ({matching["reason"]})
 
 ## Held-out votes
@@ -33,3 +33,13 @@ Trained by bco-ray with {spec.objective.loss.upper()} from `{lineage["parent"]}`
 ```yaml
 {dump_spec(spec)}```
 """
+
+
+def _mixture(found: dict[str, Any]) -> str:
+    """Whose answers they are on, where that is known."""
+    off = found.get("off_policy")
+    if not off:
+        return ""
+    older = f", {found['older_votes']} of them from earlier rounds" if found["older_votes"] else ""
+    share = f"{off['rows']:.1%} off-policy ({off['weight']:.1%} of the weight)"
+    return f"\n- {share}: not on answers of `{found['policy']}`{older}"

@@ -12,7 +12,7 @@ from bco_ray.config import DataSpec
 from bco_ray.feedback.identity import bucket_of
 from bco_ray.feedback.records import copy_records
 from bco_ray.feedback.sketches import Histogram
-from bco_ray.feedback.statistics import NONE, QUANTILES
+from bco_ray.feedback.statistics import QUANTILES
 from bco_ray.objective import LOSSES
 from bco_ray.objective.density import class_weights
 from bco_ray.pipeline.checking import check_result
@@ -22,7 +22,6 @@ from bco_ray.pipeline.report import CheckResult, DataReport, write_report
 from bco_ray.pipeline.resolve import ResolvedJob
 from bco_ray.pipeline.run import score_job
 from bco_ray.storage import files, parquet
-from bco_ray.storage.objects import is_uri
 from bco_ray.storage.records import RecordsManifest, load_records
 from bco_ray.storage.scored import ScoredManifest
 from bco_ray.telemetry import Phases
@@ -69,7 +68,7 @@ def report_log(job: ResolvedJob, phases: Phases) -> tuple[DataReport, dict[str, 
             look_alikes=look_alikes(job.log, records, scored.matching),
             token_length=lengths,
             weight_bars=weights if scored.matching["applied"] or scored.lengths["applied"] else (),
-            from_other_models=_from_other_models(check, job.spec.model.base),
+            mixture=scored.mixture,
             class_weights=_class_weights(scored),
         )
         return report, write_report(report, job.scored_directory / "report")
@@ -109,14 +108,6 @@ def _shard_histograms(shards: Sequence[Path]) -> tuple[dict[str, dict[str, Any]]
     quantiles = {name: {key: h.quantile(q) for key, q in QUANTILES.items()} for name, h in lengths.items()}
     edges = [0.0, *WEIGHT_EDGES.tolist()]
     return quantiles, [(edge, int(count)) for edge, count in zip(edges, counts, strict=True) if count]
-
-
-def _from_other_models(check: CheckResult, current: str) -> float | None:
-    """Share of the answers whose log names another model than the registered one that is trained."""
-    named = {row["key"]: row["ups"] + row["downs"] for row in check.statistics["by_model"] if row["key"] != NONE}
-    if not named or Path(current).is_absolute() or is_uri(current):
-        return None
-    return float(1 - named.get(current, 0) / sum(named.values()))
 
 
 def _class_weights(scored: ScoredManifest) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def estimate(spec: JobSpec, *, pace: Pace | None = None) -> Estimate:
     size = ModelSize.of(job.model_directory, adapter)
     own = job.reference_directory == job.model_directory
     reference = size if own and adapter is None else ModelSize.of(job.reference_directory)
-    counts = Counts.of(sample_log(job.log, _tokenizing(job)), job)
+    counts = Counts.of(sample_log(job.log.without_older(), _tokenizing(job)), job)
     on_gpu = job.device == "cuda"
     pace = pace or pace_here(job.storage, on_gpu=on_gpu, weights=size.weights, adapter=adapter is not None)
     seconds, gpu_hours = _time(job, counts, size, reference, pace)
@@ -229,6 +229,9 @@ def _notes(job: ResolvedJob) -> Iterator[str]:
             f"training.max_tokens_per_micro_batch is auto: memory is that of the smallest, {layout_of(job).tokens:,} "
             "tokens; training finds the largest that fits."
         )
+    if job.mixing.draws:
+        more = job.mixing.older / (1 - job.mixing.older)
+        yield f"rounds.older: up to {more:.0%} more rows, tokens and steps come from older votes; not counted here."
     if least < most:
         yield f"training.num_workers is {least} to {most}: reckoned with {least}."
 

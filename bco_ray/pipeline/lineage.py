@@ -36,6 +36,7 @@ def lineage_of(job: ResolvedJob, scored: ScoredManifest, evaluation: dict[str, A
         "scored": job.scored_directory.name,
         "shards": _shard_digests(job, scored),
         "votes": {"read": scored.read, "kept": scored.kept, "drops": scored.drops},
+        "mixture": scored.mixture,
         "classes": {name: scored.count(name) for name in CLASSES},
         "matching": {k: v for k, v in scored.matching.items() if v is None or isinstance(v, str | int | float)},
         "lengths": {k: v for k, v in scored.lengths.items() if isinstance(v, str | int | float)},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bco_ray.config import DataSpec
 from bco_ray.config.spec import DEFAULT_LABEL_MAP, FieldMap
-from bco_ray.errors import StorageError
+from bco_ray.errors import SpecError, StorageError
 from bco_ray.feedback.formats.registry import by_name, detect, mapped
 from bco_ray.feedback.importing import ImportStage
 from bco_ray.feedback.lines import first_rows
@@ -31,13 +31,16 @@ RECORDS_FORMAT = 1
 
 @dataclass(frozen=True)
 class ResolvedLog:
-    """Which files, read how, settled by which rules; `data` says the same in a spec's words."""
+    """Which files, read how, settled by which rules; `data` says the same in a spec's words, but for `older`: those of
+    the files that are read to mix in some of their votes.
+    """
 
     data: DataSpec
     storage: Path
     sources: tuple[SourceFile, ...]
     erased: frozenset[str]
     salt: bytes = field(repr=False)
+    older: frozenset[str] = frozenset()
 
     @cached_property
     def identity(self) -> dict[str, object]:
@@ -55,6 +58,11 @@ class ResolvedLog:
     def directory(self) -> Path:
         """Content-addressed: the same files under the same rules are read once."""
         return self.storage / "records" / files.digest(self.identity)
+
+    def without_older(self) -> ResolvedLog:
+        """What came in the round itself."""
+        sources = tuple(source for source in self.sources if source.path not in self.older)
+        return replace(self, sources=sources, older=frozenset())
 
     def job(self) -> RecordsJob:
         """What `feedback` needs to know to read it."""
@@ -85,21 +93,30 @@ class ResolvedLog:
         )
 
 
-def resolve_log(data: DataSpec, storage: Path, model: str = "", *, demonstrations: bool = False) -> ResolvedLog:
+def resolve_log(
+    data: DataSpec, storage: Path, model: str = "", *, demonstrations: bool = False, older: bool = False
+) -> ResolvedLog:
     """Pin what the entries mean now; `model`: the registered name whose last round `feedback:` goes on from.
 
-    `demonstrations`: conversations without a label are examples to learn from, not a mistake. Raises SpecError or
-    DataError naming the entry.
+    `demonstrations`: conversations without a label are examples to learn from, not a mistake. `older`: what the
+    server's log had before `feedback:` is read too. Raises SpecError or DataError naming the entry.
     """
     own = [own_log(storage, entry, model) for entry in data.feedback if is_own(entry)]
+    if older and not own:
+        raise SpecError(
+            "rounds.older: older votes are those of the server's own log, and data.feedback does not name it. Write "
+            "data.feedback: 'feedback:', or leave rounds.older 0."
+        )
     segments = [path for log in own for path in log.segments]
+    before = {path for log in own for path in log.older_segments} - set(segments) if older else set()
+    segments += sorted(before)
     others = [s for s in expand([e for e in data.feedback if not is_own(e)]) if s.path not in segments]
     sources = [replace(s, format="canonical") for s in expand(segments)] + with_formats(
         others, data.format, demonstrations
     )
     pinned = [log.entry for log in own] + [source.path for source in others]
     data = data.model_copy(update={"feedback": list(dict.fromkeys(pinned))})
-    return ResolvedLog(data, storage, tuple(sources), erased_names(storage), user_salt(storage))
+    return ResolvedLog(data, storage, tuple(sources), erased_names(storage), user_salt(storage), frozenset(before))
 
 
 def read_log(log: ResolvedLog, phases: Phases) -> RecordsManifest:

@@ -38,8 +38,16 @@ class OwnLog:
     @property
     def segments(self) -> list[str]:
         """Paths. A segment never holds votes of two manifests."""
-        seen = self.since.watermark if self.since else 0
-        return [str(self.directory / segment.file) for segment in self.until.segments if segment.from_seq > seen]
+        return [str(self.directory / segment.file) for segment in self.until.segments if segment.from_seq > self._seen]
+
+    @property
+    def older_segments(self) -> list[str]:
+        """Paths of what manifest `since` had."""
+        return [str(self.directory / segment.file) for segment in self.until.segments if segment.from_seq <= self._seen]
+
+    @property
+    def _seen(self) -> int:
+        return self.since.watermark if self.since else 0
 
 
 def is_own(entry: str) -> bool:

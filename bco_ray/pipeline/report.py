@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,8 +75,9 @@ class DataReport:
     `matching`: DensityReport.as_json(). `lengths`: the report of length matching.
     `look_alikes`: {label: up|down, like_other: bool, log_ratio, prompt} rows, the
     prompts most (and least) like those of the other class, as text or as the JSON of their messages. `token_length`:
-    by label (up, down) {p10, p50, ...}. `weight_bars`: (lower edge, rows) of the density weights. `from_other_models`:
-    share of answers that the current model did not give, None if unknown. `class_weights`: {chosen, rejected, capped}.
+    by label (up, down) {p10, p50, ...}. `weight_bars`: (lower edge, rows) of the density weights. `mixture`: whose
+    answers the votes are on, what age leaves of them (scoring.mixing_passes). `class_weights`: {chosen, rejected,
+    capped}.
     """
 
     check: CheckResult
@@ -85,7 +86,7 @@ class DataReport:
     look_alikes: Sequence[Mapping[str, Any]] = ()
     token_length: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     weight_bars: Sequence[tuple[float, int]] = ()
-    from_other_models: float | None = None
+    mixture: Mapping[str, Any] = field(default_factory=dict)
     class_weights: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -103,7 +104,7 @@ class DataReport:
             "look_alikes": [dict(row) for row in self.look_alikes],
             "token_length": {label: dict(quantiles) for label, quantiles in self.token_length.items()},
             "weight_bars": [list(bar) for bar in self.weight_bars],
-            "from_other_models": self.from_other_models,
+            "mixture": dict(self.mixture),
             "class_weights": dict(self.class_weights),
         }
 
@@ -116,17 +117,29 @@ class DataReport:
                 f"Matching leaves {left:.0%} of the thumbs-down votes' information: their prompts are far from those "
                 "with thumbs-up. Lower scoring.max_density_ratio, or give votes on more alike prompts."
             )
-        if self.from_other_models is not None and self.from_other_models > MANY_ELSEWHERE:
-            hints.append(
-                f"{self.from_other_models:.0%} of the answers are not the current model's own. It learns more from "
-                "votes on what it says itself: serve it, collect, and train again."
-            )
+        hints += _mixture_hints(self.mixture)
         if self.class_weights.get("capped"):
             hints.append(
                 "The classes are so uneven that their weights met the cap: the rarer one counts for less than half. "
                 "Collect more of it, or raise the cap."
             )
         return hints
+
+
+def _mixture_hints(mixture: Mapping[str, Any]) -> Iterator[str]:
+    elsewhere = (mixture.get("off_policy") or {}).get("of_named", 0.0)
+    if elsewhere > MANY_ELSEWHERE:
+        yield (
+            f"{elsewhere:.0%} of the answers are not the current model's own. It learns more from "
+            "votes on what it says itself: serve it, collect, and train again."
+        )
+    for kind, left in (mixture.get("ess_fraction") or {}).items():
+        if left is not None and left < LITTLE_LEFT:
+            side = {"chosen": "up", "rejected": "down"}[kind]
+            yield (
+                f"Age and other versions' answers leave {left:.0%} of the thumbs-{side} votes' information. Set a "
+                "longer rounds.half_life_days or a higher rounds.off_policy_weight, or look for votes with wrong dates."
+            )
 
 
 def examples_of(refused: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:

@@ -7,11 +7,13 @@ from functools import cached_property
 from pathlib import Path
 
 from bco_ray.config import EvaluationSpec, JobSpec, ScoringSpec
-from bco_ray.config.spec import ShiftSpec
+from bco_ray.config.spec import KEPT, ShiftSpec
 from bco_ray.errors import SpecError
 from bco_ray.models import loading
 from bco_ray.objective import LOSSES
 from bco_ray.pipeline.log import ResolvedLog, resolve_log
+from bco_ray.pipeline.rounds import identity_of, kept_reference, mixing_of, require_kept, require_known_policy
+from bco_ray.scoring.mixing import Mixing
 from bco_ray.storage import files
 from bco_ray.storage.local_copies import local_copy
 from bco_ray.storage.objects import is_uri
@@ -108,6 +110,7 @@ class ResolvedJob:
             "scoring": self._weights_wanted,
             "classifier": self._classifier_digest,
             "max_length": self.spec.training.max_length,
+            **identity_of(self.mixing),
             **self.reference_identity,
         }
 
@@ -117,6 +120,16 @@ class ResolvedJob:
         if scoring["length_matching"] == "off":  # as before there was any
             del scoring["length_matching"]
         return scoring
+
+    @property
+    def policy(self) -> str | None:
+        """What votes on the base's answers call it: its exact name in the registry; None if it has none."""
+        return None if self.spec.model.base == self.model_directory else self.spec.model.base
+
+    @cached_property
+    def mixing(self) -> Mixing:
+        """How the votes of the log are mixed."""
+        return mixing_of(self.spec.rounds, self.log, self.policy)
 
     @property
     def _classifier_digest(self) -> str | None:
@@ -190,6 +203,8 @@ def resolve(spec: JobSpec) -> ResolvedJob:
     """Pin what the spec refers to. Raises SpecError, DataError or ModelError naming the field."""
     job = outline(spec)
     prints = [loading.fingerprint(directory) for directory in (job.model_directory, job.reference_directory)]
+    if spec.model.reference == KEPT:
+        require_kept(job.spec.model.base, job.storage, prints[1])
     return replace(job, model_fingerprint=prints[0], reference_fingerprint=prints[1])
 
 
@@ -197,10 +212,12 @@ def outline(spec: JobSpec) -> ResolvedJob:
     """As `resolve`, but no weights are read: without fingerprints the job's directories have no names yet."""
     storage = files.storage_directory(spec.output.storage)
     directory, reference = resolve_model(spec.model.base, storage, revision=spec.model.revision)
-    reference_directory, reference_name = _resolve_reference(spec, storage, directory)
+    reference_directory, reference_name = _resolve_reference(spec, storage, directory, reference)
+    require_known_policy(spec.rounds, reference, None if reference == directory else reference)
     load_tokenizer(local_copy(directory, weights=False))  # a model that cannot be used is better refused now
     loss = LOSSES[spec.objective.loss]
-    log = resolve_log(spec.data, storage, spec.registry_name, demonstrations=loss.ups_suffice)
+    older = spec.rounds.older > 0
+    log = resolve_log(spec.data, storage, spec.registry_name, demonstrations=loss.ups_suffice, older=older)
     bf16 = _wants_bf16(spec)
     spec = spec.model_copy(
         update={
@@ -228,11 +245,14 @@ def outline(spec: JobSpec) -> ResolvedJob:
     return ResolvedJob(spec, storage, directory, "", reference_directory, "", log, bf16)
 
 
-def _resolve_reference(spec: JobSpec, storage: Path, base: str) -> tuple[str, str | None]:
+def _resolve_reference(spec: JobSpec, storage: Path, base: str, name_of_base: str) -> tuple[str, str | None]:
     """(directory, name to record) of the frozen model. Raises SpecError if it reads other tokens than the base."""
     if spec.model.reference is None:
         return base, None
-    directory, name = resolve_model(spec.model.reference, storage)
+    asked = spec.model.reference
+    directory, name = resolve_model(kept_reference(name_of_base, storage) if asked == KEPT else asked, storage)
+    if directory == base and asked == KEPT:
+        return base, None
     if loading.vocabulary_size(directory) != loading.vocabulary_size(base):
         raise SpecError(f"model.reference: {directory}: its vocabulary is not that of model.base; name one akin to it.")
     return directory, name

@@ -107,6 +107,7 @@ def scoring_job(job: ResolvedJob) -> ScoringJob:
         num_gpus=job.gpus_per_worker,
         ups_suffice=LOSSES[job.spec.objective.loss].ups_suffice,
         length_matching=scoring.length_matching == "on",
+        mixing=job.mixing,
     )
 
 

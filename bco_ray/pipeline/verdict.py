@@ -26,7 +26,7 @@ _WAYS_OUT = {
     "not_a_thumb": "Only thumbs are read; a scale can be mapped: data.format: {map: ...} and data.label_map.",
     "over_user_cap": "That is data.max_votes_per_user at work; raise it to keep more.",
 }  # fmt: skip
-_EXPECTED_DROPS = {"unknown_label", "no_vote", "neutral", "superseded", "duplicate", "erased", "outvoted"}
+_EXPECTED_DROPS = {"unknown_label", "no_vote", "neutral", "superseded", "duplicate", "erased", "outvoted", "not_drawn"}
 
 
 @dataclass(frozen=True)

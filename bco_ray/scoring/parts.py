@@ -7,7 +7,7 @@ count.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bco_ray.errors import StorageError
 from bco_ray.schema import REFERENCE
 from bco_ray.scoring.cache import ContentCache, Span, Values
+from bco_ray.scoring.mixing import Mixture
 from bco_ray.scoring.shards import distinct_prompts, prompts_name, shard_facts, write_table
 from bco_ray.scoring.tokens import KEYED, Tokenizing
 from bco_ray.storage import files, parquet
@@ -152,19 +153,23 @@ class Caches:
 
 @dataclass(frozen=True)
 class PrepareStage:
-    """Tokenizes one part. If all of it is cached it is finished here, without a model; else its tokens are laid out."""
+    """Tokenizes what is in the mixture of one part. If all of it is cached it is finished here, without a model; else
+    its tokens are laid out.
+    """
 
     records: Path
     tokenizing: Tokenizing
     caches: Caches
     workplace: Workplace
+    mixture: Mixture = field(default_factory=Mixture)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """`item` names the part; it comes back with `pending` and the number of `rows` that were read."""
         part = item["file"]
         records = parquet.read_table(self.records / part)
-        tokens, refused = self.tokenizing(records)
-        self.workplace.tokenized.write((part, 0), records.num_rows, refused)
+        mixed, left_out = self.mixture(records)
+        tokens, refused = self.tokenizing(mixed)
+        self.workplace.tokenized.write((part, 0), records.num_rows, [*left_out, *refused])
         known = self.caches.find(tokens)
         if known.covers(tokens):
             self.workplace.finish(part, tokens, known, computed=0)

@@ -1,4 +1,4 @@
-"""The scoring run: settled records -> tokens -> reference pass -> distribution matching -> scored shards, manifest.
+"""The scoring run: settled records -> mixture -> tokens -> reference pass -> matching -> scored shards, manifest.
 
 Work is cut by the parts of the records, and a finished part stays finished: an interrupted run does the others only.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from ray.data import ActorPoolStrategy
 
 from bco_ray.errors import DataError, StorageError
 from bco_ray.scoring.length_matching import match_lengths_remotely
+from bco_ray.scoring.mixing import Mixing, Mixture
+from bco_ray.scoring.mixing_passes import mix_remotely
 from bco_ray.scoring.parts import Caches, PartDone, PrepareStage, Workplace
 from bco_ray.scoring.reference import BY_REFERENCE, ReferenceModel, ReferenceScorer
 from bco_ray.scoring.shards import WeightStage, prompts_name
@@ -49,6 +51,7 @@ class ScoringJob:
     num_gpus: float
     ups_suffice: bool = False
     length_matching: bool = False
+    mixing: Mixing = field(default_factory=Mixing)
 
     @property
     def workplace(self) -> Workplace:
@@ -73,7 +76,8 @@ def score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest:
 
 def _score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest:
     log = load_records(records)
-    marks = _reference_pass(records, log, job, progress)
+    mixture, mixed = mix_remotely(job.mixing, [records / part.file for part in log.parts], job.validation)
+    marks = _reference_pass(records, log, job, mixture, progress)
     drops = _balance_books(job, log, marks)
     shards = [mark.facts for mark in marks if mark.facts.rows]
     kept = sum(shard.rows for shard in shards)
@@ -93,19 +97,22 @@ def _score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest
         cached_rows=sum(mark.cached_rows for mark in marks),
         matching=matching,
         lengths=lengths,
+        mixture=mixed,
         shards=shards,
     )
     commit_scored(job.directory, manifest, written)
     return manifest
 
 
-def _reference_pass(records: Path, log: RecordsManifest, job: ScoringJob, progress: Progress) -> list[PartDone]:
+def _reference_pass(
+    records: Path, log: RecordsManifest, job: ScoringJob, mixture: Mixture, progress: Progress
+) -> list[PartDone]:
     """Finish every part that is not; what comes back is one mark per part, in name order."""
     parts = {part.file: part.rows for part in sorted(log.parts, key=lambda part: part.file)}
     undone = [name for name in parts if job.workplace.done(name) is None]
     finished = log.kept - sum(parts[name] for name in undone)
     pending: list[str] = []
-    for row in _prepared(records, undone, job):
+    for row in _prepared(records, undone, job, mixture):
         finished += 0 if row["pending"] else row["rows"]
         pending += [row["file"]] if row["pending"] else []
         progress(finished, log.kept, "rows scored (tokenizing)")
@@ -118,9 +125,9 @@ def _reference_pass(records: Path, log: RecordsManifest, job: ScoringJob, progre
     return [mark for mark in marks if mark is not None]
 
 
-def _prepared(records: Path, parts: Sequence[str], job: ScoringJob) -> Any:
+def _prepared(records: Path, parts: Sequence[str], job: ScoringJob, mixture: Mixture) -> Any:
     """Tasks that need no model. All of them come before the actors do, which may have to wait for a machine."""
-    stage = PrepareStage(records, job.tokenizing, job.caches, job.workplace)
+    stage = PrepareStage(records, job.tokenizing, job.caches, job.workplace, mixture)
     return _items(parts).map(stage).iter_rows() if parts else ()
 
 

@@ -49,7 +49,7 @@ class ShardFacts(BaseModel):
 
 class ScoredManifest(BaseModel):
     """What one scoring run made. `read = kept + sum(drops)` from the log's votes on; `matching` is the density report,
-    `lengths` that of length matching.
+    `lengths` that of length matching, `mixture` what the votes are (scoring.mixing_passes).
 
     `records` names the directory of settled records that went in. `computed_rows`: rows the reference model was run
     on for this, `cached_rows`: those it was not, because the same tokens were known.
@@ -66,6 +66,7 @@ class ScoredManifest(BaseModel):
     cached_rows: int = 0
     matching: dict[str, Any]
     lengths: dict[str, Any] = Field(default_factory=lambda: {"applied": False})
+    mixture: dict[str, Any] = Field(default_factory=dict)
     shards: list[ShardFacts] = Field(default_factory=list)
 
     def count(self, field: str) -> int:

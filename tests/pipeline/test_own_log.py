@@ -44,6 +44,27 @@ def test_a_round_goes_on_where_the_last_version_ended(tmp_path: Path) -> None:
         own_log(tmp_path, "feedback:", "bot")
 
 
+def test_older_votes_are_what_the_rounds_before_had(tmp_path: Path) -> None:
+    made = write_tiny_model(tmp_path / "made")
+    asked = DataSpec(feedback=["feedback:"])
+    vote(tmp_path, "ann", "bob")
+    first = resolve_log(asked, tmp_path, "bot", older=True)
+    assert (first.data.feedback, len(first.sources), first.older) == (["feedback:1"], 1, frozenset())
+    trained(tmp_path, "feedback:1", made)
+    vote(tmp_path, "cyd")
+    second = resolve_log(asked, tmp_path, "bot", older=True)
+    assert second.data.feedback == ["feedback:1..2"]
+    assert [Path(source.path).name for source in second.sources] == ["part-1-2.parquet", "part-3-3.parquet"]
+    assert {Path(path).name for path in second.older} == {"part-1-2.parquet"}
+    assert resolve_log(second.data, tmp_path, "another", older=True) == second
+    alone = resolve_log(asked, tmp_path, "bot")
+    assert alone.older == frozenset()
+    assert second.without_older().directory == alone.directory != second.directory
+    (tmp_path / "a.jsonl").write_text('{"prompt": "q", "completion": "a", "label": true}\n')
+    with pytest.raises(SpecError, match="rounds.older: older votes are those of the server's own log"):
+        resolve_log(DataSpec(feedback=[str(tmp_path / "a.jsonl")]), tmp_path, "bot", older=True)
+
+
 def test_what_was_pinned_stays_what_it_was(tmp_path: Path) -> None:
     vote(tmp_path, "ann")
     first = resolve_log(DataSpec(feedback=["feedback:"]), tmp_path, "bot")

@@ -162,7 +162,13 @@ def written(tmp_path_factory):
                       "prompt": json.dumps([{"content": HOSTILE}])}],
         token_length={"up": {"p10": 1, "p50": 2, "p90": 3, "p99": 4}},
         weight_bars=[(0.0, 3), (0.5, 10), (0.63, 5), (5.0, 1)],
-        from_other_models=0.9,
+        mixture={
+            "policy": "bot/2", "older_votes": 7, "older_not_drawn": 1200,
+            "off_policy": {"rows": 0.92, "weight": 0.5, "of_named": 0.9},
+            "ess_fraction": {"chosen": 0.1, "rejected": None},
+            "by_version": [{"model": HOSTILE, "rows": 1234, "share": 0.92, "weight_share": 0.5},
+                           {"model": None, "rows": 1, "share": 0.08, "weight_share": 0.5}],
+        },
         class_weights={"chosen": 0.7, "rejected": 20.0, "capped": True},
     )  # fmt: skip
     return report, write_report(report, tmp_path_factory.mktemp("report"))
@@ -185,6 +191,10 @@ def test_the_page_fetches_nothing_runs_nothing_and_shows_hostile_text_as_text(wr
         "Matching leaves 20%",
         "longer than a down was 0.68 and is 0.5",
         "90% of the answers are not the current model's own",
+        "92.0 % of votes off-policy (50.0 % of their weight)",
+        "7 votes are older ones, 1,200 more were not drawn",
+        "(none) 1 8.0 % 50.0 %",
+        "leave 10% of the thumbs-up votes' information",
         "met the cap",
     ):
         assert words in text

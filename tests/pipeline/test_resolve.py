@@ -59,6 +59,8 @@ def test_overlapping_entries_read_a_file_once(make: Any) -> None:
         ("data.feedback=a.jsonl", True, True),
         ("data.conflicts=majority", True, True),
         ("data.format=canonical", False, False),
+        ("rounds.half_life_days=30", True, True),
+        ("rounds.off_policy_weight=1", False, False),
         ("scoring.num_workers=[0, 4]", False, False),
         ("scoring.target=mixture", True, True),
         ("scoring.length_matching=on", True, True),

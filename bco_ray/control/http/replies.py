@@ -156,7 +156,8 @@ class FineTuningEvent(Reply):
 class FineTuningData(Reply):
     """What the log of a job turned out to be. `read = kept` and all `drops`. `answers`: of a log that has them apart.
 
-    `matching`: how far the prompts of ups and downs differ; null before the job has succeeded.
+    `matching`: how far the prompts of ups and downs differ, `mixture`: whose answers the votes are on; null before the
+    job has succeeded.
     """
 
     object: Literal["fine_tuning.job.data"]
@@ -166,6 +167,7 @@ class FineTuningData(Reply):
     answers: dict[str, int]
     statistics: dict[str, Any]
     matching: dict[str, Any] | None
+    mixture: dict[str, Any] | None
 
 
 class RefusedRow(Reply):
