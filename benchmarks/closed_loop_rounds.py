@@ -1,0 +1,150 @@
+"""A round of `closed_loop.py`: people visit, and their thumbs become a version that is promoted if its gate lets it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from closed_loop_report import Row
+from closed_loop_users import Passers, kind, users, visit
+
+NAME = "helper"
+PORT = 8171
+GATE = {"auc": {"min": 0.5}, "kl": {"max": 50}}
+"""Surely above chance on held-out votes, and not far from what is live: rewards are measured against that."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a round trains; no loss: never. KTO as it was published weighs no prompts."""
+
+    name: str
+    loss: str | None
+    matching: str = "off"
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (Arm("none", None), Arm("bco", "bco", "auto"), Arm("kto", "kto"), Arm("bco, not matched", "bco"))
+}
+
+
+def spec(arm: Arm, *, storage: Path, base: str, feedback: str, seed: int, rate: float) -> dict[str, Any]:
+    """The round's job, as a user would write it."""
+    return {
+        "name": NAME,
+        "model": {"base": base},
+        "data": {"feedback": feedback, "validation": 0.2},
+        "scoring": {"matching": arm.matching, "num_workers": 1},
+        "objective": {"loss": arm.loss},
+        "training": {
+            "learning_rate": rate, "num_train_epochs": 2, "rows_per_step": 64, "max_length": 256, "num_workers": 1,
+            "max_tokens_per_micro_batch": 4096, "deepspeed": {"zero_stage": 0}, "seed": seed,
+        },
+        "evaluation": {"samples": 0},
+        "gate": GATE,
+        "output": {"storage": str(storage)},
+    }  # fmt: skip
+
+
+def rounds(arm: Arm, *, seed: int, rate: float, count: int, people: int, out: Path) -> Iterator[Row]:
+    """Users visit `count` + 1 times; between two visits a round is trained."""
+    from bco_ray.pipeline.served import serve_args
+    from bco_ray.serving.server import start_server
+    from bco_ray.storage.registry import Registry
+
+    storage = fresh(out / f"seed-{seed}-{arm.name.replace(', ', '-').replace(' ', '-')}")
+    registry = Registry(storage)
+    registry.promote(NAME, registry.register(NAME, base_model(out, seed), {}).version)
+    server = start_server(serve_args(f"{NAME}@prod", storage), port=PORT)
+    try:
+        for number in range(count + 1):
+            row = visited(server.url, registry, seed, number, people)
+            row = {"arm": arm.name, "seed": seed, "round": number, **row}
+            if arm.loss and number < count:
+                row["training"] = train(arm, registry, storage, server.url, seed, rate)
+            yield row
+    finally:
+        server.stop()
+
+
+def visited(url: str, registry: Any, seed: int, number: int, count: int) -> Row:
+    """What the people of a round found, and their votes."""
+    from bco_ray.demo.base import WORLD
+    from bco_ray.evaluation.judging import wilson
+
+    began = time.monotonic()
+    visits = visit(url, f"{NAME}@prod", users(WORLD.train_prompts, count, seed=seed, round_=number))
+    answered = [v for v in visits if v.model]
+    liked = sum(v.liked for v in answered)
+    votes = {
+        f"{what}, {'up' if up else 'down'}": sum(v.thumb is up and kind(v.user.prompt) == what for v in answered)
+        for what in ("problem", "curiosity")
+        for up in (True, False)
+    }
+    return {
+        "served": sorted({str(v.model) for v in answered}),
+        "prod": registry.resolve(f"{NAME}@prod").reference,
+        "users": len(answered),
+        "failed": len(visits) - len(answered),
+        "liked": liked,
+        "satisfaction": liked / len(answered),
+        "interval": wilson(liked, len(answered)),
+        "votes": votes,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def train(arm: Arm, registry: Any, storage: Path, url: str, seed: int, rate: float) -> Row:
+    """One round by the package's own path, while others go on asking; through the gate, or not."""
+    from bco_ray.config import parse_spec
+    from bco_ray.demo.base import WORLD
+    from bco_ray.errors import GateError
+    from bco_ray.pipeline.resolve import resolve
+    from bco_ray.pipeline.run import run_job
+    from bco_ray.telemetry import Phases
+
+    began, phases = time.monotonic(), Phases(quiet=True)
+    asked = spec(arm, storage=storage, base=f"{NAME}@prod", feedback="feedback", seed=seed, rate=rate)
+    with Passers(url, f"{NAME}@prod", WORLD.train_prompts) as passers:
+        outcome = run_job(resolve(parse_spec(asked, where="benchmarks/closed_loop.py")), phases)
+        refused: list[str] = []
+        try:
+            registry.promote(NAME, outcome.version.version)
+            passers.until_answered_by(outcome.version.reference)
+        except GateError as error:
+            refused = error.reasons
+    evaluation = registry.evaluations(NAME).latest(outcome.version.version)
+    matching = outcome.scored.matching
+    return {
+        "version": outcome.version.reference,
+        "refused": refused,
+        "votes_kept": outcome.scored.kept,
+        "metrics": {name: evaluation.votes.metrics[name].model_dump() for name in ("auc", "kl")},
+        "matching": {name: matching.get(name) for name in ("applied", "auc", "ess_fraction")},
+        "asked_meanwhile": passers.asked,
+        "failed": passers.failed,
+        "phases": {time_.name: round(time_.seconds, 1) for time_ in phases.times},
+        "seconds": time.monotonic() - began,
+    }
+
+
+def base_model(out: Path, seed: int) -> Path:
+    """The demo's, one per seed, shared by the arms."""
+    from bco_ray.demo.base import train_base
+
+    place = out / f"base-{seed}"
+    if not (place / "config.json").is_file():
+        train_base(place, seed=seed)
+    return place
+
+
+def fresh(place: Path) -> Path:
+    """An empty storage directory: an arm that was interrupted begins anew, under another name."""
+    tries = (place.with_name(f"{place.name}-{n}") for n in range(1, 1000))
+    chosen = next(one for one in tries if not one.exists())
+    chosen.mkdir(parents=True)
+    return chosen
