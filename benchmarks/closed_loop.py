@@ -62,20 +62,26 @@ def pick_rates(options: argparse.Namespace) -> None:
 
 
 def one_arm(arm: Arm, seed: int, options: argparse.Namespace) -> None:
-    """All rounds, written as they come; an arm that is there already is left alone."""
+    """All rounds, written as they come; those that are there already are not done again."""
     found = read(options.results)
     known = [row for row in found["rounds"] if (row["arm"], row["seed"]) == (arm.name, seed)]
     if len(known) > options.rounds:
         return
-    kept = [row for row in found["rounds"] if row not in known]
-    found |= {"machine": machine(), "users": options.users, "gate": GATE, "rounds": kept}
+    found |= {"machine": machine(), "users": options.users, "gate": GATE}
     rate = found.get("learning_rates", {}).get(arm.name, 0.0)
-    for row in rounds(arm, seed=seed, rate=rate, count=options.rounds, people=options.users, out=options.out):
-        found["rounds"].append(row)
+    how = {"count": options.rounds, "people": options.users, "out": options.out, "on_ray": options.on_ray}
+    for row in rounds(arm, known, seed=seed, rate=rate, **how):
+        found["rounds"] = [old for old in found["rounds"] if not same(old, row)] + [row]
         write(options.results, found)
         print(json.dumps(row), flush=True)  # noqa: T201
     print(table(found["summary"]), flush=True)  # noqa: T201
     draw(found["rounds"], found["summary"], options.results.with_suffix(".png"))
+
+
+def same(one: Row, other: Row) -> bool:
+    """Whether both are of one round, or `one` is a later one of an arm that has begun anew."""
+    mine = (one["arm"], one["seed"]) == (other["arm"], other["seed"])
+    return mine and one["round"] >= other["round"]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -105,6 +111,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--users", type=int, default=500)
     parser.add_argument("--rates", action="store_true", help="pick learning rates, and nothing else")
+    parser.add_argument("--on-ray", action="store_true", help="train on Ray Train: takes longer")
     parser.add_argument("--out", type=Path, required=True, help="working directory")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "closed_loop.json")
     return parser.parse_args()

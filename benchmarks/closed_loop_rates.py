@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from closed_loop_rounds import Arm, base_model, fresh, spec
+from closed_loop_rounds import Arm, base_model, spec
 from closed_loop_users import MAX_TOKENS, User, users
 
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 TUNED_ON = 1000
 
 
@@ -22,7 +22,8 @@ def try_rates(arms: Sequence[Arm], *, out: Path, people: int) -> dict[str, dict[
     """By arm and rate: the next round's satisfaction."""
     from bco_ray.demo.base import WORLD
 
-    base, place = base_model(out, TUNED_ON), fresh(out / "rates")
+    base, place = base_model(out, TUNED_ON), out / "rates"
+    place.mkdir(parents=True, exist_ok=True)
     first, second = (users(WORLD.train_prompts, people, seed=TUNED_ON, round_=n) for n in (0, 1))
     log = place / "votes.jsonl"
     log.write_text("\n".join(json.dumps(vote) for vote in votes(base, first)) + "\n")

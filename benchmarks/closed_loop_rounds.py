@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from closed_loop_report import Row
-from closed_loop_users import Passers, kind, users, visit
+from closed_loop_users import AT_ONCE, Passers, kind, users, visit
 
 NAME = "helper"
 PORT = 8171
-GATE = {"auc": {"min": 0.5}, "kl": {"max": 50}}
-"""Surely above chance on held-out votes, and not far from what is live: rewards are measured against that."""
+GATE = {"auc": {"min": 0.5, "bound": "value"}, "kl": {"max": 20, "bound": "value"}}
+"""Held-out votes are told apart, by rewards over what is live, and the answers are not far from its own. By value: a
+round has some tens of held-out votes, whose cautious bound would let hardly anything through."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def spec(arm: Arm, *, storage: Path, base: str, feedback: str, seed: int, rate: 
         "scoring": {"matching": arm.matching, "num_workers": 1},
         "objective": {"loss": arm.loss},
         "training": {
-            "learning_rate": rate, "num_train_epochs": 2, "rows_per_step": 64, "max_length": 256, "num_workers": 1,
+            "learning_rate": rate, "num_train_epochs": 2, "rows_per_step": 32, "max_length": 256, "num_workers": 1,
             "max_tokens_per_micro_batch": 4096, "deepspeed": {"zero_stage": 0}, "seed": seed,
         },
         "evaluation": {"samples": 0},
@@ -50,25 +53,64 @@ def spec(arm: Arm, *, storage: Path, base: str, feedback: str, seed: int, rate: 
     }  # fmt: skip
 
 
-def rounds(arm: Arm, *, seed: int, rate: float, count: int, people: int, out: Path) -> Iterator[Row]:
-    """Users visit `count` + 1 times; between two visits a round is trained."""
+def rounds(
+    arm: Arm, known: Sequence[Row], *, seed: int, rate: float, count: int, people: int, out: Path, on_ray: bool
+) -> Iterator[Row]:
+    """Users visit `count` + 1 times; between two visits a round is trained. What is `known` is gone on from.
+
+    A row comes when people have visited, and once more when a version has been trained on it.
+    """
     from bco_ray.pipeline.served import serve_args
     from bco_ray.serving.server import start_server
-    from bco_ray.storage.registry import Registry
 
-    storage = fresh(out / f"seed-{seed}-{arm.name.replace(', ', '-').replace(' ', '-')}")
-    registry = Registry(storage)
-    registry.promote(NAME, registry.register(NAME, base_model(out, seed), {}).version)
-    server = start_server(serve_args(f"{NAME}@prod", storage), port=PORT)
+    storage, rows = place_of(arm, seed, out, known)
+    registry = first_version(storage, out, seed)
+    args = serve_args(f"{NAME}@prod", storage).model_copy(update={"max_batch": AT_ONCE, "stream_seconds": 1.0})
+    server = start_server(args, port=PORT)
     try:
         for number in range(count + 1):
-            row = visited(server.url, registry, seed, number, people)
-            row = {"arm": arm.name, "seed": seed, "round": number, **row}
-            if arm.loss and number < count:
-                row["training"] = train(arm, registry, storage, server.url, seed, rate)
-            yield row
+            if number == len(rows):
+                with visiting(storage):
+                    row = visited(server.url, registry, seed, number, people)
+                    rows.append({"arm": arm.name, "seed": seed, "round": number, **row})
+                    yield rows[number]
+            if arm.loss and number < count and "training" not in rows[number]:
+                training = train(arm, registry, storage, server.url, seed=seed, rate=rate, on_ray=on_ray)
+                rows[number] = {**rows[number], "training": training}
+                yield rows[number]
     finally:
         server.stop()
+
+
+VISITING = "visiting"
+
+
+def place_of(arm: Arm, seed: int, out: Path, known: Sequence[Row]) -> tuple[Path, list[Row]]:
+    """The arm's storage and its rounds so far. One that broke off during a visit begins anew: votes would double."""
+    storage = out / f"seed-{seed}-{arm.name.replace(', ', '-').replace(' ', '-')}"
+    if not known or (storage / VISITING).exists() or not storage.is_dir():
+        shutil.rmtree(storage, ignore_errors=True)
+        storage.mkdir(parents=True)
+        return storage, []
+    return storage, sorted(known, key=lambda row: int(row["round"]))
+
+
+@contextmanager
+def visiting(storage: Path) -> Iterator[None]:
+    """Leaves a mark if it does not come to its end."""
+    (storage / VISITING).touch()
+    yield
+    (storage / VISITING).unlink()
+
+
+def first_version(storage: Path, out: Path, seed: int) -> Any:
+    """The registry, with the base model as version 1 behind `prod` if nothing is there."""
+    from bco_ray.storage.registry import Registry
+
+    registry = Registry(storage)
+    if not registry.versions(NAME):
+        registry.promote(NAME, registry.register(NAME, base_model(out, seed), {}).version)
+    return registry
 
 
 def visited(url: str, registry: Any, seed: int, number: int, count: int) -> Row:
@@ -98,7 +140,7 @@ def visited(url: str, registry: Any, seed: int, number: int, count: int) -> Row:
     }
 
 
-def train(arm: Arm, registry: Any, storage: Path, url: str, seed: int, rate: float) -> Row:
+def train(arm: Arm, registry: Any, storage: Path, url: str, *, seed: int, rate: float, on_ray: bool) -> Row:
     """One round by the package's own path, while others go on asking; through the gate, or not."""
     from bco_ray.config import parse_spec
     from bco_ray.demo.base import WORLD
@@ -110,7 +152,10 @@ def train(arm: Arm, registry: Any, storage: Path, url: str, seed: int, rate: flo
     began, phases = time.monotonic(), Phases(quiet=True)
     asked = spec(arm, storage=storage, base=f"{NAME}@prod", feedback="feedback", seed=seed, rate=rate)
     with Passers(url, f"{NAME}@prod", WORLD.train_prompts) as passers:
-        outcome = run_job(resolve(parse_spec(asked, where="benchmarks/closed_loop.py")), phases)
+        job = resolve(parse_spec(asked, where="benchmarks/closed_loop.py"))
+        if not on_ray:
+            train_here(job, phases)
+        outcome = run_job(job, phases)
         refused: list[str] = []
         try:
             registry.promote(NAME, outcome.version.version)
@@ -132,6 +177,20 @@ def train(arm: Arm, registry: Any, storage: Path, url: str, seed: int, rate: flo
     }
 
 
+def train_here(job: Any, phases: Any) -> None:
+    """The training of `run_job` in this process, which then finds the model there: no group of workers is started."""
+    from bco_ray.config import dump_spec
+    from bco_ray.pipeline.run import score_job, train_setup
+    from bco_ray.training.gang import SoloGang
+    from bco_ray.training.loop import train as train_alone
+
+    score_job(job, phases)
+    job.run_directory.mkdir(parents=True, exist_ok=True)
+    (job.run_directory / "spec.resolved.yaml").write_text(dump_spec(job.spec))
+    with phases.phase("train alone"):
+        train_alone(train_setup(job), SoloGang())
+
+
 def base_model(out: Path, seed: int) -> Path:
     """The demo's, one per seed, shared by the arms."""
     from bco_ray.demo.base import train_base
@@ -140,11 +199,3 @@ def base_model(out: Path, seed: int) -> Path:
     if not (place / "config.json").is_file():
         train_base(place, seed=seed)
     return place
-
-
-def fresh(place: Path) -> Path:
-    """An empty storage directory: an arm that was interrupted begins anew, under another name."""
-    tries = (place.with_name(f"{place.name}-{n}") for n in range(1, 1000))
-    chosen = next(one for one in tries if not one.exists())
-    chosen.mkdir(parents=True)
-    return chosen

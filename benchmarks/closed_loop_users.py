@@ -23,7 +23,7 @@ PROBLEMS = frozenset({"opening hours", "returns", "sums"})
 CHANCES = {("problem", True): 0.15, ("problem", False): 0.90, ("curiosity", True): 0.55, ("curiosity", False): 0.65}
 """Of a vote, by the kind of prompt and whether the answer was liked."""
 
-AT_ONCE = 8
+AT_ONCE = 16
 MAX_TOKENS = 64
 PEOPLE = 400
 TIMEOUT_SECONDS = 60
@@ -111,7 +111,7 @@ class Passers:
     url: str
     model: str
     prompts: Sequence[Prompt]
-    pause_seconds: float = 0.5
+    pause_seconds: float = 3.0
     asked: int = 0
     failed: int = 0
     seen: str = ""
