@@ -67,9 +67,9 @@ def one_arm(arm: Arm, seed: int, options: argparse.Namespace) -> None:
     known = [row for row in found["rounds"] if (row["arm"], row["seed"]) == (arm.name, seed)]
     if len(known) > options.rounds:
         return
-    found |= {"machine": machine(), "users": options.users, "gate": GATE}
+    found |= {"machine": machine(), "users": options.users, "alone": options.alone, "gate": GATE}
     rate = found.get("learning_rates", {}).get(arm.name, 0.0)
-    how = {"count": options.rounds, "people": options.users, "out": options.out, "on_ray": options.on_ray}
+    how = {"count": options.rounds, "people": options.users, "out": options.out, "alone": options.alone}
     for row in rounds(arm, known, seed=seed, rate=rate, **how):
         found["rounds"] = [old for old in found["rounds"] if not same(old, row)] + [row]
         write(options.results, found)
@@ -111,7 +111,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--users", type=int, default=500)
     parser.add_argument("--rates", action="store_true", help="pick learning rates, and nothing else")
-    parser.add_argument("--on-ray", action="store_true", help="train on Ray Train: takes longer")
+    parser.add_argument("--alone", action="store_true", help="train and score in one process (closed_loop_alone.py)")
     parser.add_argument("--out", type=Path, required=True, help="working directory")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "closed_loop.json")
     return parser.parse_args()

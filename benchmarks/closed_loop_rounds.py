@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from closed_loop_alone import run_alone
 from closed_loop_report import Row
 from closed_loop_users import AT_ONCE, Passers, kind, users, visit
 
@@ -44,7 +45,7 @@ def spec(arm: Arm, *, storage: Path, base: str, feedback: str, seed: int, rate: 
         "scoring": {"matching": arm.matching, "num_workers": 1},
         "objective": {"loss": arm.loss},
         "training": {
-            "learning_rate": rate, "num_train_epochs": 2, "rows_per_step": 32, "max_length": 256, "num_workers": 1,
+            "learning_rate": rate, "num_train_epochs": 4, "rows_per_step": 32, "max_length": 256, "num_workers": 1,
             "max_tokens_per_micro_batch": 4096, "deepspeed": {"zero_stage": 0}, "seed": seed,
         },
         "evaluation": {"samples": 0},
@@ -54,7 +55,7 @@ def spec(arm: Arm, *, storage: Path, base: str, feedback: str, seed: int, rate: 
 
 
 def rounds(
-    arm: Arm, known: Sequence[Row], *, seed: int, rate: float, count: int, people: int, out: Path, on_ray: bool
+    arm: Arm, known: Sequence[Row], *, seed: int, rate: float, count: int, people: int, out: Path, alone: bool
 ) -> Iterator[Row]:
     """Users visit `count` + 1 times; between two visits a round is trained. What is `known` is gone on from.
 
@@ -75,7 +76,7 @@ def rounds(
                     rows.append({"arm": arm.name, "seed": seed, "round": number, **row})
                     yield rows[number]
             if arm.loss and number < count and "training" not in rows[number]:
-                training = train(arm, registry, storage, server.url, seed=seed, rate=rate, on_ray=on_ray)
+                training = train(arm, registry, storage, server.url, seed=seed, rate=rate, alone=alone)
                 rows[number] = {**rows[number], "training": training}
                 yield rows[number]
     finally:
@@ -140,7 +141,7 @@ def visited(url: str, registry: Any, seed: int, number: int, count: int) -> Row:
     }
 
 
-def train(arm: Arm, registry: Any, storage: Path, url: str, *, seed: int, rate: float, on_ray: bool) -> Row:
+def train(arm: Arm, registry: Any, storage: Path, url: str, *, seed: int, rate: float, alone: bool) -> Row:
     """One round by the package's own path, while others go on asking; through the gate, or not."""
     from bco_ray.config import parse_spec
     from bco_ray.demo.base import WORLD
@@ -153,9 +154,7 @@ def train(arm: Arm, registry: Any, storage: Path, url: str, *, seed: int, rate: 
     asked = spec(arm, storage=storage, base=f"{NAME}@prod", feedback="feedback", seed=seed, rate=rate)
     with Passers(url, f"{NAME}@prod", WORLD.train_prompts) as passers:
         job = resolve(parse_spec(asked, where="benchmarks/closed_loop.py"))
-        if not on_ray:
-            train_here(job, phases)
-        outcome = run_job(job, phases)
+        outcome = run_alone(job, phases) if alone else run_job(job, phases)
         refused: list[str] = []
         try:
             registry.promote(NAME, outcome.version.version)
@@ -175,20 +174,6 @@ def train(arm: Arm, registry: Any, storage: Path, url: str, *, seed: int, rate: 
         "phases": {time_.name: round(time_.seconds, 1) for time_ in phases.times},
         "seconds": time.monotonic() - began,
     }
-
-
-def train_here(job: Any, phases: Any) -> None:
-    """The training of `run_job` in this process, which then finds the model there: no group of workers is started."""
-    from bco_ray.config import dump_spec
-    from bco_ray.pipeline.run import score_job, train_setup
-    from bco_ray.training.gang import SoloGang
-    from bco_ray.training.loop import train as train_alone
-
-    score_job(job, phases)
-    job.run_directory.mkdir(parents=True, exist_ok=True)
-    (job.run_directory / "spec.resolved.yaml").write_text(dump_spec(job.spec))
-    with phases.phase("train alone"):
-        train_alone(train_setup(job), SoloGang())
 
 
 def base_model(out: Path, seed: int) -> Path:
