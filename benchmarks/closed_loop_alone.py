@@ -25,7 +25,7 @@ class Blocks:
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         self._tables = [table for table in tables if table.num_rows]
 
-    def repartition(self, blocks: int | None = None, *, target_num_rows_per_block: int | None = None) -> Blocks:
+    def repartition(self, blocks: int | None = None, **_: Any) -> Blocks:
         """All in one block, as a small log is."""
         if blocks not in (None, 1):
             raise ValueError(f"{blocks} blocks: this log is too large for one process")

@@ -16,13 +16,13 @@ COLOURS = {"none": "#8a94a3", "bco": "#2f6fde", "kto": "#e0a030", "bco, not matc
 SURE = 0.95
 
 
-def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and its 95 % interval by Student's t; of one seed nothing is known: an interval of nan."""
+def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean, and its 95 % interval by Student's t; one seed has none."""
     from scipy.stats import t
 
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return mean, float("nan"), float("nan")
+        return mean, None, None
     half = float(t.ppf((1 + SURE) / 2, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
     return mean, mean - half, mean + half
 
@@ -68,8 +68,8 @@ def table(found: Sequence[Row]) -> str:
 
 
 def _cell(row: Row) -> str:
-    half = row["high"] - row["mean"]
-    return f"{100 * row['mean']:.1f}" + (f" ± {100 * half:.1f}" if half == half else "")
+    half = "" if row["high"] is None else f" ± {100 * (row['high'] - row['mean']):.1f}"
+    return f"{100 * row['mean']:.1f}{half}"
 
 
 def draw(rows: Sequence[Row], found: Sequence[Row], path: Path) -> None:
@@ -94,7 +94,7 @@ def draw(rows: Sequence[Row], found: Sequence[Row], path: Path) -> None:
 
 
 def _bounds(mine: Sequence[Row], side: str) -> list[float]:
-    return [min(1.0, max(0.0, row[side])) for row in mine]
+    return [row["mean"] if row[side] is None else min(1.0, max(0.0, row[side])) for row in mine]
 
 
 def _by_seed(rows: Sequence[Mapping[str, Any]]) -> list[list[tuple[int, float]]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import pyarrow as pa
 import pytest
 
 from bco_ray.config import parse_spec
@@ -25,7 +26,7 @@ def loop() -> Iterator[Any]:
     """The benchmark's modules by their last word."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-        names = ("users", "report", "rounds")
+        names = ("users", "report", "rounds", "alone")
         yield SimpleNamespace(**{name: importlib.import_module(f"closed_loop_{name}") for name in names})
 
 
@@ -97,9 +98,7 @@ def test_failures_are_counted_and_votes_arrive_in_the_order_of_the_users(loop: A
 def test_an_interval_over_seeds_is_students(loop: Any) -> None:
     mean, low, high = loop.report.over_seeds([1.0, 2.0, 3.0])
     assert (mean, low, high) == pytest.approx((2.0, 2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4)
-    alone = loop.report.over_seeds([0.5])
-    assert alone[0] == 0.5
-    assert alone[1] != alone[1]
+    assert loop.report.over_seeds([0.5]) == (0.5, None, None)
 
 
 def rows(*satisfied: tuple[str, int, float]) -> list[dict[str, Any]]:
@@ -129,3 +128,25 @@ def test_every_arm_that_trains_has_a_spec_with_a_gate_and_the_loss_it_is_named_a
             assert arm.name.startswith(spec.objective.loss)
             assert spec.gate is not None
             assert spec.gate.evaluates
+
+
+class Doubled:
+    """A stage that is made once and called per block, as an actor is; it may give more than one block back."""
+
+    def __init__(self, *, by: int) -> None:
+        self._by = by
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        for row in rows.to_pylist():
+            yield pa.table({"n": [row["n"] * self._by]})
+
+
+def test_blocks_do_what_the_stages_ask_of_ray_data(loop: Any) -> None:
+    rows = loop.alone.from_items([{"n": 1}, {"n": 2}], override_num_blocks=2)
+    assert [block.num_rows for block in rows.iter_batches(batch_format="pyarrow")] == [1, 1]
+    (whole,) = rows.map(lambda row: {"n": row["n"] + 1}).repartition(1).iter_batches()
+    assert whole.to_pylist() == [{"n": 2}, {"n": 3}]
+    doubled = rows.repartition(1).map_batches(Doubled, fn_constructor_kwargs={"by": 2}, batch_size=None)
+    assert list(doubled.iter_rows()) == [{"n": 2}, {"n": 4}]
+    with pytest.raises(ValueError, match="too large"):
+        rows.repartition(8, keys=["bucket"])
