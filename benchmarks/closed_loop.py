@@ -30,6 +30,14 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     options = arguments()
+    if options.draw:
+        show(options.results)
+    else:
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Rates, or all arms of all seeds, on a cluster of its own."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     prepare_environment()
     import torch
@@ -74,8 +82,14 @@ def one_arm(arm: Arm, seed: int, options: argparse.Namespace) -> None:
         found["rounds"] = [old for old in found["rounds"] if not same(old, row)] + [row]
         write(options.results, found)
         print(json.dumps(row), flush=True)  # noqa: T201
+    show(options.results)
+
+
+def show(results: Path) -> None:
+    """The table, and the picture beside the results."""
+    found = read(results)
     print(table(found["summary"]), flush=True)  # noqa: T201
-    draw(found["rounds"], found["summary"], options.results.with_suffix(".png"))
+    draw(found["rounds"], found["summary"], results.with_suffix(".png"))
 
 
 def same(one: Row, other: Row) -> bool:
@@ -111,8 +125,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--users", type=int, default=500)
     parser.add_argument("--rates", action="store_true", help="pick learning rates, and nothing else")
+    parser.add_argument("--draw", action="store_true", help="draw what there is, and nothing else")
     parser.add_argument("--alone", action="store_true", help="train and score in one process (closed_loop_alone.py)")
-    parser.add_argument("--out", type=Path, required=True, help="working directory")
+    parser.add_argument("--out", type=Path, default=Path("closed-loop"), help="working directory")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "closed_loop.json")
     return parser.parse_args()
 

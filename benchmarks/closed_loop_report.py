@@ -73,28 +73,31 @@ def _cell(row: Row) -> str:
 
 
 def draw(rows: Sequence[Row], found: Sequence[Row], path: Path) -> None:
-    """A line per arm with the band over seeds, each seed as a thin line."""
+    """A line per arm: whiskers of the pooled answers, a band over seeds if there are several, seeds as thin lines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots()
-    for arm in dict.fromkeys(row["arm"] for row in found):
-        mine = [row for row in found if row["arm"] == arm]
-        rounds, colour = [row["round"] for row in mine], COLOURS[arm]
-        axes.plot(rounds, [row["mean"] for row in mine], marker="o", color=colour, label=arm, linewidth=2)
-        low, high = (_bounds(mine, side) for side in ("low", "high"))
-        axes.fill_between(rounds, low, high, color=colour, alpha=0.15)
+    for place, arm in enumerate(dict.fromkeys(row["arm"] for row in found)):
+        _draw_arm(axes, [row for row in found if row["arm"] == arm], COLOURS[arm], 0.03 * place)
         for line in _by_seed([row for row in rows if row["arm"] == arm]):
-            axes.plot(*zip(*line, strict=True), color=colour, linewidth=0.6, alpha=0.6)
+            axes.plot(*zip(*line, strict=True), color=COLOURS[arm], linewidth=0.6, alpha=0.6)
     axes.set(xlabel="rounds trained", ylabel="share of answers that users like", ylim=(0, 1))
-    axes.set_title("Satisfaction per round: mean, seeds, 95 % interval over seeds", loc="left")
+    axes.set_title("Satisfaction per round (95 %: whiskers binomial, bands over seeds)", loc="left", fontsize=11)
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 
-def _bounds(mine: Sequence[Row], side: str) -> list[float]:
-    return [row["mean"] if row[side] is None else min(1.0, max(0.0, row[side])) for row in mine]
+def _draw_arm(axes: Any, mine: Sequence[Row], colour: str, aside: float) -> None:
+    rounds, means = [row["round"] + aside for row in mine], [row["mean"] for row in mine]
+    pooled = [[abs(row["mean"] - row["binomial"][side]) for row in mine] for side in (0, 1)]
+    seeds = max(row["seeds"] for row in mine)
+    name = f"{mine[0]['arm']} ({seeds} seed{'s' if seeds > 1 else ''})"
+    axes.errorbar(rounds, means, yerr=pooled, marker="o", color=colour, label=name, linewidth=2, capsize=3)
+    band = [row for row in mine if row["low"] is not None]
+    low, high = ([min(1.0, max(0.0, row[side])) for row in band] for side in ("low", "high"))
+    axes.fill_between([row["round"] + aside for row in band], low, high, color=colour, alpha=0.15)
 
 
 def _by_seed(rows: Sequence[Mapping[str, Any]]) -> list[list[tuple[int, float]]]:
