@@ -76,7 +76,8 @@ def one_arm(arm: Arm, seed: int, options: argparse.Namespace) -> None:
     if len(known) > options.rounds:
         return
     found |= {"machine": machine(), "users": options.users, "alone": options.alone, "gate": GATE}
-    rate = found.get("learning_rates", {}).get(arm.name, 0.0)
+    rates = found.get("learning_rates", {})
+    rate = rates.get(arm.name) or rates.get(arm.loss, 0.0)
     how = {"count": options.rounds, "people": options.users, "out": options.out, "alone": options.alone}
     for row in rounds(arm, known, seed=seed, rate=rate, **how):
         found["rounds"] = [old for old in found["rounds"] if not same(old, row)] + [row]

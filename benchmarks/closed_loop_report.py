@@ -82,7 +82,12 @@ def draw(rows: Sequence[Row], found: Sequence[Row], path: Path) -> None:
         _draw_arm(axes, [row for row in found if row["arm"] == arm], COLOURS[arm], 0.03 * place)
         for line in _by_seed([row for row in rows if row["arm"] == arm]):
             axes.plot(*zip(*line, strict=True), color=COLOURS[arm], linewidth=0.6, alpha=0.6)
-    axes.set(xlabel="rounds trained", ylabel="share of answers that users like", ylim=(0, 1))
+    axes.set(
+        xlabel="rounds trained",
+        ylabel="share of answers that users like",
+        ylim=(0, 1),
+        xticks=sorted({row["round"] for row in found}),
+    )
     axes.set_title("Satisfaction per round (95 %: whiskers binomial, bands over seeds)", loc="left", fontsize=11)
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from closed_loop_alone import run_alone
 from closed_loop_report import Row
-from closed_loop_users import AT_ONCE, Passers, kind, users, visit
+from closed_loop_users import AT_ONCE, KINDS, Passers, Visit, kind, users, visit
 
 NAME = "helper"
 PORT = 8171
@@ -125,7 +126,7 @@ def visited(url: str, registry: Any, seed: int, number: int, count: int) -> Row:
     liked = sum(v.liked for v in answered)
     votes = {
         f"{what}, {'up' if up else 'down'}": sum(v.thumb is up and kind(v.user.prompt) == what for v in answered)
-        for what in ("problem", "curiosity")
+        for what in KINDS
         for up in (True, False)
     }
     return {
@@ -137,8 +138,16 @@ def visited(url: str, registry: Any, seed: int, number: int, count: int) -> Row:
         "satisfaction": liked / len(answered),
         "interval": wilson(liked, len(answered)),
         "votes": votes,
+        "styles": dict(Counter(v.style for v in answered).most_common()),
+        "liked_of_kind": {what: share_liked(answered, what) for what in KINDS},
         "seconds": time.monotonic() - began,
     }
+
+
+def share_liked(visits: Sequence[Visit], what: str) -> float:
+    """Of the answers to prompts of one kind."""
+    of_kind = [v.liked for v in visits if kind(v.user.prompt) == what]
+    return sum(of_kind) / len(of_kind)
 
 
 def train(arm: Arm, registry: Any, storage: Path, url: str, *, seed: int, rate: float, alone: bool) -> Row:

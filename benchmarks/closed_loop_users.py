@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 
-from bco_ray.demo.world import Prompt, thumbs_up
+from bco_ray.demo.world import GOOD_STYLES, Prompt, style_of
 
 NOISE = 0.10
 PROBLEMS = frozenset({"opening hours", "returns", "sums"})
+KINDS = ("problem", "curiosity")
 CHANCES = {("problem", True): 0.15, ("problem", False): 0.90, ("curiosity", True): 0.55, ("curiosity", False): 0.65}
 """Of a vote, by the kind of prompt and whether the answer was liked."""
 
@@ -49,13 +50,18 @@ class User:
 
 @dataclass(frozen=True)
 class Visit:
-    """What came of it; `model` answered, None if the request failed."""
+    """What came of it; `model` answered, None if the request failed. `style`: how the hidden rule reads the answer."""
 
     user: User
     model: str | None
     response: str
-    liked: bool
+    style: str
     thumb: bool | None
+
+    @property
+    def liked(self) -> bool:
+        """What the user thinks, without noise."""
+        return self.style in GOOD_STYLES
 
 
 def kind(prompt: Prompt) -> str:
@@ -81,10 +87,10 @@ def _ask(client: httpx.Client, model: str, user: User) -> Visit:
     body = {"model": model, "messages": user.prompt.messages, "max_tokens": MAX_TOKENS, "temperature": 1.0}
     reply = _post(client, "/v1/chat/completions", {**body, "seed": user.seed})
     if reply is None:
-        return Visit(user, None, "", False, None)
+        return Visit(user, None, "", "", None)
     said = reply.json()
-    liked = thumbs_up(user.prompt, said["choices"][0]["message"]["content"] or "")
-    return Visit(user, said["model"], said["id"], liked, user.thumb(liked))
+    style = style_of(user.prompt, said["choices"][0]["message"]["content"] or "")
+    return Visit(user, said["model"], said["id"], style, user.thumb(style in GOOD_STYLES))
 
 
 def _vote(client: httpx.Client, visit: Visit) -> Visit:
