@@ -110,7 +110,13 @@ def write(path: Path, found: dict[str, Any]) -> None:
     found["summary"] = summary(rows)
     found["differences"] = {
         f"{one} less {other}": differences(rows, one, other)
-        for one, other in (("bco", "none"), ("kto", "none"), ("bco", "kto"), ("bco", "bco, not matched"))
+        for one, other in (
+            ("bco", "none"),
+            ("kto", "none"),
+            ("bco", "kto"),
+            ("bco", "bco, not matched"),
+            ("bco, new votes", "bco"),
+        )
     }
     path.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -122,7 +128,7 @@ def machine() -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=["none", "bco", "kto"], choices=list(ARMS))
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--users", type=int, default=500)
     parser.add_argument("--rates", action="store_true", help="pick learning rates, and nothing else")

@@ -12,7 +12,13 @@ from bco_ray.evaluation.judging import wilson
 Row = dict[str, Any]
 """One round of one arm and seed."""
 
-COLOURS = {"none": "#8a94a3", "bco": "#2f6fde", "kto": "#e0a030", "bco, not matched": "#1f9d61"}
+COLOURS = {
+    "none": "#8a94a3",
+    "bco": "#2f6fde",
+    "kto": "#e0a030",
+    "bco, not matched": "#1f9d61",
+    "bco, new votes": "#8e5bd6",
+}
 SURE = 0.95
 
 

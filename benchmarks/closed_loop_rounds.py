@@ -24,16 +24,26 @@ round has some tens of held-out votes, whose cautious bound would let hardly any
 
 @dataclass(frozen=True)
 class Arm:
-    """How a round trains; no loss: never. KTO as it was published weighs no prompts."""
+    """How a round trains; no loss: never. KTO as it was published weighs no prompts.
+
+    `feedback`: all votes so far, or (`feedback:`) those that came since the last version was trained.
+    """
 
     name: str
     loss: str | None
     matching: str = "off"
+    feedback: str = "feedback"
 
 
 ARMS = {
     arm.name: arm
-    for arm in (Arm("none", None), Arm("bco", "bco", "auto"), Arm("kto", "kto"), Arm("bco, not matched", "bco"))
+    for arm in (
+        Arm("none", None),
+        Arm("bco", "bco", "auto"),
+        Arm("kto", "kto"),
+        Arm("bco, not matched", "bco"),
+        Arm("bco, new votes", "bco", "auto", "feedback:"),
+    )
 }
 
 
@@ -160,7 +170,7 @@ def train(arm: Arm, registry: Any, storage: Path, url: str, *, seed: int, rate: 
     from bco_ray.telemetry import Phases
 
     began, phases = time.monotonic(), Phases(quiet=True)
-    asked = spec(arm, storage=storage, base=f"{NAME}@prod", feedback="feedback", seed=seed, rate=rate)
+    asked = spec(arm, storage=storage, base=f"{NAME}@prod", feedback=arm.feedback, seed=seed, rate=rate)
     with Passers(url, f"{NAME}@prod", WORLD.train_prompts) as passers:
         job = resolve(parse_spec(asked, where="benchmarks/closed_loop.py"))
         outcome = run_alone(job, phases) if alone else run_job(job, phases)
