@@ -1,7 +1,7 @@
 """A loop that closes: users, a served model, thumbs, and round after round a version that has to pass its gate.
 
     python benchmarks/closed_loop.py --rates --out DIR                 # picks each arm's learning rate (some minutes)
-    python benchmarks/closed_loop.py --seeds 0 1 2 --out DIR           # hours on a busy machine; goes on where it was
+    python benchmarks/closed_loop.py --seeds 0 1 2 --out DIR           # goes on where it was; see --alone
 
 Each arm and seed: the demo's base model is registered and served by `name@prod`; `--users` people ask it over HTTP and
 some vote (`closed_loop_users.py`); a round trains on all votes so far, from what is live, evaluates, registers, and
@@ -130,7 +130,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["none", "bco", "kto"], choices=list(ARMS))
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--users", type=int, default=500)
+    parser.add_argument("--users", type=int, default=400)
     parser.add_argument("--rates", action="store_true", help="pick learning rates, and nothing else")
     parser.add_argument("--draw", action="store_true", help="draw what there is, and nothing else")
     parser.add_argument("--alone", action="store_true", help="train and score in one process (closed_loop_alone.py)")

@@ -95,7 +95,7 @@ def draw(rows: Sequence[Row], found: Sequence[Row], path: Path) -> None:
         xticks=sorted({row["round"] for row in found}),
     )
     axes.set_title("Satisfaction per round (95 %: whiskers binomial, bands over seeds)", loc="left", fontsize=11)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
@@ -113,4 +113,6 @@ def _draw_arm(axes: Any, mine: Sequence[Row], colour: str, aside: float) -> None
 
 def _by_seed(rows: Sequence[Mapping[str, Any]]) -> list[list[tuple[int, float]]]:
     seeds = dict.fromkeys(row["seed"] for row in rows)
+    if len(seeds) < 2:
+        return []
     return [sorted((row["round"], row["satisfaction"]) for row in rows if row["seed"] == seed) for seed in seeds]
