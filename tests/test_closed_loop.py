@@ -55,7 +55,7 @@ def test_every_arm_is_visited_by_the_same_people_and_every_round_by_others(loop:
 
 
 class Shop(BaseHTTPRequestHandler):
-    """A server that answers the demo's questions too briefly, fails where the seed is a multiple of four, and writes votes down."""
+    """Answers the demo's questions too briefly, fails where the seed is a multiple of four, and writes votes down."""
 
     votes: ClassVar[list[str]] = []
 
