@@ -115,6 +115,7 @@ def write(path: Path, found: dict[str, Any]) -> None:
             ("kto", "none"),
             ("bco", "kto"),
             ("bco", "bco, not matched"),
+            ("bco", "bco, moved reference"),
             ("bco, new votes", "bco"),
         )
     }

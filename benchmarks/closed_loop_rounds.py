@@ -26,12 +26,14 @@ round has some tens of held-out votes, whose cautious bound would let hardly any
 class Arm:
     """How a round trains; no loss: never. KTO as it was published weighs no prompts.
 
-    `feedback`: all votes so far, or (`feedback:`) those that came since the last version was trained.
+    `reference`: the first version for all rounds (`kept`), or what each round starts from (None). `feedback`: all votes
+    so far, or (`feedback:`) those that came since the last version was trained.
     """
 
     name: str
     loss: str | None
     matching: str = "off"
+    reference: str | None = "kept"
     feedback: str = "feedback"
 
 
@@ -42,7 +44,8 @@ ARMS = {
         Arm("bco", "bco", "auto"),
         Arm("kto", "kto"),
         Arm("bco, not matched", "bco"),
-        Arm("bco, new votes", "bco", "auto", "feedback:"),
+        Arm("bco, moved reference", "bco", "auto", None),
+        Arm("bco, new votes", "bco", "auto", feedback="feedback:"),
     )
 }
 
@@ -51,7 +54,7 @@ def spec(arm: Arm, *, storage: Path, base: str, feedback: str, seed: int, rate: 
     """The round's job, as a user would write it."""
     return {
         "name": NAME,
-        "model": {"base": base},
+        "model": {"base": base, "reference": arm.reference},
         "data": {"feedback": feedback, "validation": 0.2},
         "scoring": {"matching": arm.matching, "num_workers": 1},
         "objective": {"loss": arm.loss},
