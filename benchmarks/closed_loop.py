@@ -116,7 +116,7 @@ def write(path: Path, found: dict[str, Any]) -> None:
             ("bco", "kto"),
             ("bco", "bco, not matched"),
             ("bco", "bco, moved reference"),
-            ("bco, new votes", "bco"),
+            ("bco", "bco, all votes"),
         )
     }
     path.write_text(json.dumps(found, indent=1) + "\n")

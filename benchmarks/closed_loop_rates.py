@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def trained(arm: Arm, place: Path, base: Path, log: Path, rate: float) -> Path:
     from bco_ray.training.gang import SoloGang
     from bco_ray.training.loop import train as train_here
 
-    asked = spec(arm, storage=place / "runs", base=str(base), feedback=str(log), seed=TUNED_ON, rate=rate)
+    first = replace(arm, reference=None)  # the first round's is its base
+    asked = spec(first, storage=place / "runs", base=str(base), feedback=str(log), seed=TUNED_ON, rate=rate)
     job = resolve(parse_spec(asked, where="benchmarks/closed_loop_rates.py"))
     score_job(job, Phases(quiet=True))
     job.run_directory.mkdir(parents=True, exist_ok=True)

@@ -17,24 +17,24 @@ from closed_loop_users import AT_ONCE, KINDS, Passers, Visit, kind, users, visit
 
 NAME = "helper"
 PORT = 8171
-GATE = {"auc": {"min": 0.5, "bound": "value"}, "kl": {"max": 20, "bound": "value"}}
-"""Held-out votes are told apart, by rewards over what is live, and the answers are not far from its own. By value: a
-round has some tens of held-out votes, whose cautious bound would let hardly anything through."""
+GATE = {"auc": {"min": 0.5, "bound": "value"}, "kl": {"max": 10, "bound": "value"}}
+"""Held-out votes are told apart, and the answers are not far (nats) from the reference's. By value: a round has some
+tens of held-out votes, whose cautious bound would let hardly anything through."""
 
 
 @dataclass(frozen=True)
 class Arm:
     """How a round trains; no loss: never. KTO as it was published weighs no prompts.
 
-    `reference`: the first version for all rounds (`kept`), or what each round starts from (None). `feedback`: all votes
-    so far, or (`feedback:`) those that came since the last version was trained.
+    `reference`: the first version for all rounds (`kept`), or what each round starts from (None). `feedback`: the votes
+    that came since the last version was trained (`feedback:`), or all so far.
     """
 
     name: str
     loss: str | None
     matching: str = "off"
     reference: str | None = "kept"
-    feedback: str = "feedback"
+    feedback: str = "feedback:"
 
 
 ARMS = {
@@ -45,7 +45,7 @@ ARMS = {
         Arm("kto", "kto"),
         Arm("bco, not matched", "bco"),
         Arm("bco, moved reference", "bco", "auto", None),
-        Arm("bco, new votes", "bco", "auto", feedback="feedback:"),
+        Arm("bco, all votes", "bco", "auto", feedback="feedback"),
     )
 }
 
