@@ -15,7 +15,8 @@ import pytest
 from bco_ray.config import DataSpec, JobSpec, load_spec, parse_spec
 from bco_ray.errors import DataError
 from bco_ray.pipeline.data import check_log, report_log
-from bco_ray.pipeline.resolve import ResolvedJob, resolve
+from bco_ray.pipeline.resolve import resolve
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.pipeline.run import RunOutcome, run_job, score_job
 from bco_ray.pipeline.served import serve_args
 from bco_ray.serving.server import start_server

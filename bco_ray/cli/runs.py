@@ -8,7 +8,8 @@ from typing import Any
 from bco_ray.config import load_spec
 from bco_ray.pipeline import run as pipeline
 from bco_ray.pipeline.cluster import cluster_for
-from bco_ray.pipeline.resolve import ResolvedJob, resolve
+from bco_ray.pipeline.resolve import resolve
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.storage.evaluations import PAGE
 from bco_ray.storage.registry import Registry
 from bco_ray.storage.scored import ScoredManifest

@@ -11,7 +11,8 @@ from typing import Any
 from bco_ray.config import load_spec
 from bco_ray.config.training import CIRCUMSTANCES
 from bco_ray.errors import SpecError
-from bco_ray.pipeline.resolve import ResolvedJob, resolve
+from bco_ray.pipeline.resolve import resolve
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.storage import files
 from bco_ray.storage.checkpoints import CheckpointStore, DamagedError
 from bco_ray.storage.stores import open_store

@@ -18,7 +18,7 @@ import ray
 import ray.data
 
 from bco_ray.errors import BcoError, ClusterError, InterruptedRunError, SpecError
-from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.telemetry import logger
 
 SHUFFLE_BATCH_BYTES = 16 << 20

@@ -21,7 +21,7 @@ from bco_ray.evaluation.votes import Measured
 from bco_ray.evaluation.weighted import mean_of
 from bco_ray.pipeline.contenders import Contender
 from bco_ray.pipeline.measuring import machine_of
-from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.storage.evaluations import Estimate, Opponent, RegressionCase
 from bco_ray.storage.scored import ScoredManifest
 from bco_ray.telemetry import Phases

@@ -11,7 +11,8 @@ from bco_ray.config import JobSpec, load_spec
 from bco_ray.errors import SpecError
 from bco_ray.models import loading
 from bco_ray.objective import LOSSES, RewardShift, SourceOffsets
-from bco_ray.pipeline.resolve import ResolvedJob, resolve_model
+from bco_ray.pipeline.resolve import resolve_model
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.pipeline.source_shift import offsets_of
 from bco_ray.storage import files
 from bco_ray.storage.aliases import PROD

@@ -19,7 +19,7 @@ from bco_ray.pipeline.checking import check_result
 from bco_ray.pipeline.cluster import cluster
 from bco_ray.pipeline.log import ResolvedLog, read_log, resolve_log
 from bco_ray.pipeline.report import CheckResult, DataReport, write_report
-from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.pipeline.run import score_job
 from bco_ray.storage import files, parquet
 from bco_ray.storage.records import RecordsManifest, load_records

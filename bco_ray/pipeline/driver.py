@@ -24,7 +24,8 @@ from bco_ray.config.load import parse_spec  # noqa: E402
 from bco_ray.config.training import first_step  # noqa: E402
 from bco_ray.errors import BcoError, ClusterError, InterruptedRunError  # noqa: E402
 from bco_ray.pipeline.cluster import cluster_for  # noqa: E402
-from bco_ray.pipeline.resolve import ResolvedJob, resolve  # noqa: E402
+from bco_ray.pipeline.resolve import resolve  # noqa: E402
+from bco_ray.pipeline.resolved import ResolvedJob  # noqa: E402
 from bco_ray.pipeline.run import RunOutcome, run_job  # noqa: E402
 from bco_ray.pipeline.waiting import looking_out  # noqa: E402
 from bco_ray.storage import disk, files  # noqa: E402

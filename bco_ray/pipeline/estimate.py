@@ -26,7 +26,8 @@ from bco_ray.models.sizes import ModelSize  # noqa: E402
 from bco_ray.objective import LOSSES, Units  # noqa: E402
 from bco_ray.pipeline.memory import Layout, memory_of  # noqa: E402
 from bco_ray.pipeline.pace import FORWARD, TRAINING, Pace, pace_here  # noqa: E402
-from bco_ray.pipeline.resolve import ResolvedJob, outline  # noqa: E402
+from bco_ray.pipeline.resolve import outline  # noqa: E402
+from bco_ray.pipeline.resolved import ResolvedJob  # noqa: E402
 from bco_ray.pipeline.sampling import LogSample, sample_log  # noqa: E402
 from bco_ray.scoring.tokens import Tokenizing  # noqa: E402
 from bco_ray.storage.scored import pair_places  # noqa: E402

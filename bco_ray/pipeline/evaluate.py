@@ -24,7 +24,7 @@ from bco_ray.pipeline.contenders import Contender, contenders
 from bco_ray.pipeline.evaluation_page import pages_of
 from bco_ray.pipeline.log import require_nobody_erased_since
 from bco_ray.pipeline.measuring import measure_votes
-from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.storage import evaluations as stored
 from bco_ray.storage import files
 from bco_ray.storage.evaluations import Evaluation

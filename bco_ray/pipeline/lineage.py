@@ -13,7 +13,7 @@ from bco_ray.storage.export import load_manifest
 from bco_ray.storage.records import load_records
 
 if TYPE_CHECKING:
-    from bco_ray.pipeline.resolve import ResolvedJob
+    from bco_ray.pipeline.resolved import ResolvedJob
     from bco_ray.storage.scored import ScoredManifest
 
 CLASSES = ("train_chosen", "train_rejected", "validation_chosen", "validation_rejected")

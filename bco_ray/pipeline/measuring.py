@@ -8,7 +8,7 @@ from bco_ray.errors import StorageError
 from bco_ray.evaluation.heldout import Machine, judge_held_out
 from bco_ray.evaluation.votes import JudgedVotes, Measured, Settings, measure
 from bco_ray.pipeline.contenders import Contender
-from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.storage.scored import ScoredManifest
 from bco_ray.telemetry import Phases
 

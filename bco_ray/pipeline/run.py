@@ -22,7 +22,7 @@ from bco_ray.pipeline.lineage import lineage_of
 from bco_ray.pipeline.log import read_log, require_nobody_erased_since
 from bco_ray.pipeline.measuring import machine_of
 from bco_ray.pipeline.metrics import ScoringMetrics
-from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.pipeline.source_shift import fixed_offsets, offsets_of
 from bco_ray.pipeline.watching import watching
 from bco_ray.scoring.parts import Caches

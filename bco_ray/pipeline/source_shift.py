@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bco_ray.objective import SourceOffsets, source_offsets
-from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.storage import files
 from bco_ray.storage.scored import load_scored, source_weights
 

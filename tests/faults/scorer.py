@@ -20,7 +20,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from bco_ray.config import load_spec  # noqa: E402
 from bco_ray.pipeline.cluster import configure_data  # noqa: E402
-from bco_ray.pipeline.resolve import ResolvedJob, resolve  # noqa: E402
+from bco_ray.pipeline.resolve import resolve  # noqa: E402
+from bco_ray.pipeline.resolved import ResolvedJob  # noqa: E402
 from bco_ray.pipeline.run import score_job  # noqa: E402
 from bco_ray.telemetry import Phases  # noqa: E402
 

@@ -11,7 +11,8 @@ import pytest
 from bco_ray.config import dump_spec, load_spec
 from bco_ray.errors import SpecError
 from bco_ray.pipeline.branching import take_over_checkpoint
-from bco_ray.pipeline.resolve import ResolvedJob, resolve
+from bco_ray.pipeline.resolve import resolve
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.storage.checkpoints import CheckpointStore
 from bco_ray.storage.stores import open_store
 from bco_ray.testing.checkpoints import write_checkpoint

@@ -14,7 +14,8 @@ from bco_ray.errors import SpecError
 from bco_ray.objective import RewardShift, SourceOffsets
 from bco_ray.objective.shift import ShiftSums
 from bco_ray.pipeline.contenders import contenders
-from bco_ray.pipeline.resolve import ResolvedJob, resolve
+from bco_ray.pipeline.resolve import resolve
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.pipeline.source_shift import FILE, fixed_offsets
 from bco_ray.storage import files
 from bco_ray.storage.registry import ModelVersion, Registry

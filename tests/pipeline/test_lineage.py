@@ -13,7 +13,7 @@ from bco_ray.feedback.sources import SourceFile
 from bco_ray.pipeline.card import model_card
 from bco_ray.pipeline.lineage import lineage_of
 from bco_ray.pipeline.log import ResolvedLog
-from bco_ray.pipeline.resolve import ResolvedJob
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.storage import files
 from bco_ray.storage.export import FeedbackManifest
 from bco_ray.storage.records import RecordsManifest, commit_records

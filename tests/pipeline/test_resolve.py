@@ -9,7 +9,8 @@ import pytest
 
 from bco_ray.config import load_spec, parse_spec
 from bco_ray.errors import ModelError, SpecError
-from bco_ray.pipeline.resolve import ResolvedJob, resolve
+from bco_ray.pipeline.resolve import resolve
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.storage import files
 from bco_ray.testing.tiny import write_tiny_model
 

@@ -10,7 +10,8 @@ import pytest
 from bco_ray.config import parse_spec
 from bco_ray.control.requests import JobRequest, check_places, spec_of
 from bco_ray.errors import SpecError
-from bco_ray.pipeline.resolve import ResolvedJob, resolve
+from bco_ray.pipeline.resolve import resolve
+from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.pipeline.run import scoring_job, train_setup
 from bco_ray.storage.feedback_log import Choice, Completion, FeedbackLog, Vote
 from bco_ray.storage.registry import Registry
