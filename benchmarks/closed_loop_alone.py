@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pyarrow as pa
 
-SPREADING = ("feedback.records", "scoring.score", "scoring.weighing", "scoring.mixing_passes", "evaluation.heldout")
+SPREADING = ("feedback.records", "scoring.score", "scoring.spread", "evaluation.heldout")
 """The modules on a round's way that spread work by the name `ray`."""
 
 

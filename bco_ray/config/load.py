@@ -59,7 +59,7 @@ def parse_spec(values: dict[str, Any], *, where: str) -> JobSpec:
         by_key = {_location(problem): problem for problem in reversed(error.errors())}  # of a union's the first
         deepest = [key for key in reversed(by_key) if not any(key == other[: len(key)] != other for other in by_key)]
         problems = "\n".join(f"  {_explain(key, by_key[key])}" for key in deepest)
-        raise SpecError(f"{where}: this spec cannot be used:\n{problems}", ".".join(deepest[0])) from None
+        raise SpecError(f"{where}: this spec cannot be used:\n{problems}", ".".join(deepest[0]) or None) from None
 
 
 def parse_data(values: dict[str, Any], overrides: Iterable[str]) -> DataSpec:

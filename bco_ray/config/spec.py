@@ -248,6 +248,12 @@ class JobSpec(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _nameable(self) -> JobSpec:
+        if self.registry_name == KEPT:
+            raise ValueError(f"output.register_as: {KEPT} is a word of model.reference; choose another name")
+        return self
+
     @property
     def registry_name(self) -> str:
         """The name under which versions are registered."""

@@ -168,13 +168,17 @@ class Reconciler:
         return next(full, None)
 
     def _send(self, job: Job) -> None:
-        if not JobDirectory(self._storage, job.id).spec.is_file():  # another cluster, with a state of its own, had it
-            self._write_down(job)
         try:
+            if not JobDirectory(
+                self._storage, job.id
+            ).spec.is_file():  # another cluster, with a state of its own, had it
+                self._write_down(job)
             self._cluster.submit(job.submission or "", job.id, job.attempt)
         except ClusterError as error:
             self._waits_for(job, f"the cluster: {error}")
             raise
+        except SpecError as error:
+            self._fail(job, "spec_error", str(error), running=False)
 
     def _waits_for(self, job: Job, what: str) -> None:
         if job.details.get("waiting_for") != what:

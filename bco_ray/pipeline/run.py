@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bco_ray.config import dump_spec
@@ -132,7 +132,7 @@ def train_job(job: ResolvedJob, phases: Phases) -> None:
             files.write_bytes(run / "spec.resolved.yaml", dump_spec(job.spec).encode())
             take_over_checkpoint(job)
             run_training(
-                replace(train_setup(job), offsets=fixed_offsets(job)),
+                train_setup(job),
                 num_workers=job.spec.training.workers,
                 resources_per_worker=job.spec.training.resources_per_worker,
                 max_failures=job.spec.training.max_failures,
@@ -184,7 +184,7 @@ def require_fresh_or_resume(job: ResolvedJob, *, resume: bool) -> None:
 
 
 def train_setup(job: ResolvedJob) -> TrainSetup:
-    """The resolved spec as the numbers a training worker takes."""
+    """The resolved spec as the numbers a training worker takes. The shards are there."""
     spec, training = job.spec, job.spec.training
     return TrainSetup(
         scored=str(job.scored_directory),
@@ -201,6 +201,7 @@ def train_setup(job: ResolvedJob) -> TrainSetup:
         ),
         half_life_rows=spec.objective.shift.half_life_rows,
         shift=initial_shift(spec.objective.shift),
+        offsets=fixed_offsets(job),
         reference=job.reference,
         reference_model=job.reference_directory,
         learning_rate=float(training.learning_rate),

@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import ray
 
 from bco_ray.objective.lengths import LengthMatching, LengthSums
 from bco_ray.scoring.matching import Each, Matching, in_process
 from bco_ray.scoring.shards import completion_lengths, matched_weights
-from bco_ray.scoring.spread import on_ray
-from bco_ray.scoring.weighing import FEW_SHARDS
 from bco_ray.storage import parquet
 
 COLUMNS = ["prompt_hash", "split", "label", "weight", "completion_mask"]
@@ -60,16 +57,3 @@ def match_lengths(
         "factors_rejected": list(lengths.factors[0]),
         "factors_chosen": list(lengths.factors[1]),
     }
-
-
-def match_lengths_remotely(
-    shards: Sequence[Path], matching: Matching | None
-) -> tuple[LengthMatching | None, dict[str, Any]]:
-    """On a worker: the driver may be a laptop or the head node."""
-    task = ray.remote(num_cpus=1)(_match)
-    result: tuple[LengthMatching | None, dict[str, Any]] = ray.get(task.remote(list(shards), matching))
-    return result
-
-
-def _match(shards: Sequence[Path], matching: Matching | None) -> tuple[LengthMatching | None, dict[str, Any]]:
-    return match_lengths(shards, matching, in_process if len(shards) <= FEW_SHARDS else on_ray)

@@ -11,17 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from bco_ray.errors import DataError
 from bco_ray.objective.density import WeightSums
-from bco_ray.scoring.matching_passes import Each, in_process
 from bco_ray.scoring.mixing import COLUMNS, Mixing, Mixture, bins_of, least_bin, times, wanted_older
-from bco_ray.scoring.spread import on_ray
+from bco_ray.scoring.spread import each_of
 from bco_ray.scoring.tokens import split_of
 from bco_ray.storage import parquet
 
-FEW_PARTS = 8
 """Up to so many are read by the one task itself."""
 VERSIONS_SHOWN = 20
 
@@ -109,7 +106,7 @@ class SharesPass:
 
 def mix(mixing: Mixing, parts: Sequence[Path], validation: float) -> tuple[Mixture, dict[str, Any]]:
     """The mixture of these settled parts, and what a manifest says of it. Raises DataError if age leaves nothing."""
-    each: Each = in_process if len(parts) <= FEW_PARTS else on_ray
+    each = each_of(parts)
     survey = Survey()
     if mixing.draws or mixing.half_life_days is not None:
         survey = reduce(Survey.merge, each(SurveyPass(mixing), parts), survey)
@@ -120,14 +117,6 @@ def mix(mixing: Mixing, parts: Sequence[Path], validation: float) -> tuple[Mixtu
         down, up = (_mean(factors) for factors in shares.factors)
         mixture = replace(mixture, chosen_mean=up, rejected_mean=down)
     return mixture, report_of(mixture, survey, shares)
-
-
-def mix_remotely(mixing: Mixing, parts: Sequence[Path], validation: float) -> tuple[Mixture, dict[str, Any]]:
-    """On a worker: the driver may be a laptop or the head node."""
-    result: tuple[Mixture, dict[str, Any]] = ray.get(
-        ray.remote(num_cpus=1)(mix).remote(mixing, list(parts), validation)
-    )
-    return result
 
 
 def report_of(mixture: Mixture, survey: Survey, shares: Shares) -> dict[str, Any]:

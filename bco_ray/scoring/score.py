@@ -15,14 +15,15 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from bco_ray.errors import DataError, StorageError
-from bco_ray.scoring.length_matching import match_lengths_remotely
+from bco_ray.scoring.length_matching import match_lengths
 from bco_ray.scoring.mixing import Mixing, Mixture
-from bco_ray.scoring.mixing_passes import mix_remotely
+from bco_ray.scoring.mixing_passes import mix
 from bco_ray.scoring.parts import Caches, PartDone, PrepareStage, Workplace
 from bco_ray.scoring.reference import BY_REFERENCE, ReferenceModel, ReferenceScorer
 from bco_ray.scoring.shards import WeightStage, prompts_name
+from bco_ray.scoring.spread import each_of, in_a_task
 from bco_ray.scoring.tokens import Tokenizing
-from bco_ray.scoring.weighing import Weighing, match_remotely, save_matching
+from bco_ray.scoring.weighing import Weighing, save_matching
 from bco_ray.storage import files
 from bco_ray.storage.records import RecordsManifest, load_records
 from bco_ray.storage.scored import ScoredManifest, ShardFacts, commit_scored, load_scored
@@ -76,7 +77,7 @@ def score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest:
 
 def _score(records: Path, job: ScoringJob, progress: Progress) -> ScoredManifest:
     log = load_records(records)
-    mixture, mixed = mix_remotely(job.mixing, [records / part.file for part in log.parts], job.validation)
+    mixture, mixed = in_a_task(mix, job.mixing, [records / part.file for part in log.parts], job.validation)
     marks = _reference_pass(records, log, job, mixture, progress)
     drops = _balance_books(job, log, marks)
     shards = [mark.facts for mark in marks if mark.facts.rows]
@@ -186,11 +187,12 @@ def _weigh(shards: Sequence[ShardFacts], job: ScoringJob) -> tuple[dict[str, Any
     of the shards.
     """
     source, names = job.workplace.reference, [shard.file for shard in shards]
-    matching, report = match_remotely(job.weighing, [source / prompts_name(name) for name in names])
+    matching, report = in_a_task(Weighing.__call__, job.weighing, [source / prompts_name(name) for name in names])
     save_matching(job.directory, matching, report)
     lengths, of_lengths = None, {"applied": False}
     if job.length_matching:
-        lengths, of_lengths = match_lengths_remotely([source / name for name in names], matching)
+        paths = [source / name for name in names]
+        lengths, of_lengths = in_a_task(match_lengths, paths, matching, each_of(paths))
     stage = WeightStage(source, job.directory, matching, lengths)
     return report.as_json(), of_lengths, _write_shards(names, stage)
 

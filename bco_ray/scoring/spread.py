@@ -1,4 +1,4 @@
-"""`Each` on Ray: a function applied to every shard by tasks of the cluster, results in shard order."""
+"""`Each` on Ray: a function applied to every shard by tasks of the cluster, results in shard order. Or by one task."""
 
 from __future__ import annotations
 
@@ -9,10 +9,24 @@ from typing import Any, TypeVar
 
 import ray
 
+from bco_ray.scoring.matching_passes import Each, in_process
+
 T = TypeVar("T")
 
+FEW_SHARDS = 8
 SHARDS_PER_TASK = 4
 MOST_IN_FLIGHT = 64
+
+
+def in_a_task(function: Callable[..., T], *arguments: Any) -> T:
+    """On a worker: the driver may be a laptop or the head node."""
+    result: T = ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
+    return result
+
+
+def each_of(shards: Sequence[Path]) -> Each:
+    """Few are read where the caller is."""
+    return in_process if len(shards) <= FEW_SHARDS else on_ray
 
 
 def on_ray(function: Callable[[Path], T], shards: Sequence[Path]) -> Iterator[T]:

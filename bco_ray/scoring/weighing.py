@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from bco_ray.errors import SpecError
-from bco_ray.scoring.matching import DensityReport, Matching, Mode, Target, apply_matching, fit_matching, in_process
-from bco_ray.scoring.spread import on_ray
+from bco_ray.scoring.matching import DensityReport, Matching, Mode, Target, apply_matching, fit_matching
+from bco_ray.scoring.spread import each_of
 from bco_ray.storage import files
 
 MATCHING = "matching.json"
@@ -33,7 +31,7 @@ class Weighing:
 
     def __call__(self, prompts: Sequence[Path]) -> tuple[Matching | None, DensityReport]:
         """On the PROMPTS files of a run, reading them here or on the cluster. Raises SpecError for a bad classifier."""
-        each = in_process if len(prompts) <= FEW_SHARDS else on_ray
+        each = each_of(prompts)
         if self.classifier is not None and self.mode != "off":
             stored = replace(
                 load_classifier(self.classifier),
@@ -50,17 +48,6 @@ class Weighing:
             max_density_ratio=self.max_density_ratio,
             each=each,
         )
-
-
-def match_remotely(weighing: Weighing, prompts: Sequence[Path]) -> tuple[Matching | None, DensityReport]:
-    """On a worker: the driver may be a laptop or the head node."""
-    task = ray.remote(num_cpus=1)(_weigh)
-    result: tuple[Matching | None, DensityReport] = ray.get(task.remote(weighing, list(prompts)))
-    return result
-
-
-def _weigh(weighing: Weighing, prompts: Sequence[Path]) -> tuple[Matching | None, DensityReport]:
-    return weighing(prompts)
 
 
 def save_matching(directory: Path, matching: Matching | None, report: DensityReport) -> None:

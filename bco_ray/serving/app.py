@@ -19,7 +19,7 @@ from ray.serve import Application
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from bco_ray.errors import BcoError
+from bco_ray.errors import BcoError, ModelError
 from bco_ray.serving.args import ServeArgs
 from bco_ray.serving.fleet import ServeFleet, engine_of
 from bco_ray.serving.http.api import create_api
@@ -51,7 +51,9 @@ def build(args: ServeArgs) -> Application:
 
 def application(args: ServeArgs, gateway: type[Any], *parts: Application) -> Application:
     """Around gateways of this class, which get `parts` too. Raises ModelError."""
-    wanted(args)
+    if not wanted(args).names:
+        names = ", ".join(args.follow)
+        raise ModelError(f"{names}: no version has passed its gate yet; evaluate one, or promote one with --force.")
     director = serve.deployment(
         Director,
         num_replicas=1,

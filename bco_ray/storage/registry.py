@@ -264,7 +264,11 @@ class Registry:
 
     def _meant(self, name: str) -> int:
         if (number := self.meant(name)) is None:
-            raise UnknownVersionError(f"{name}: no version has passed its gate yet. {self._known(name)}")
+            newest = f"{name}/{self.versions(name)[-1]}"
+            raise UnknownVersionError(
+                f"{name}: no version has passed its gate yet, so the bare name means none. Name one, as {newest}: show "
+                "says what is against it, evaluate it, or promote it with --force."
+            )
         return number
 
     def _known(self, name: str) -> str:

@@ -29,7 +29,9 @@ class Wanted:
 
 
 def wanted(args: ServeArgs) -> Wanted:
-    """Read anew: cheap enough for every second. Raises ModelError for a followed name that means no version."""
+    """Read anew: cheap enough for every second. Raises ModelError for a followed name without any version; one whose
+    versions have not passed their gates means nothing, and is no bar to the others.
+    """
     if args.model_id and args.model_dir:
         bare = args.model_id.split("/")[0]
         return Wanted({args.model_id: args.model_dir}, dict.fromkeys((bare, *args.aliases), args.model_id))
@@ -46,8 +48,6 @@ def _add(found: Wanted, registry: Registry, name: str) -> None:
     found.directories.update({f"{name}/{number}": registry.root / name / str(number) for number in versions})
     if (number := registry.meant(name)) is not None:
         found.names[name] = f"{name}/{number}"
-    elif not state.aliases:
-        raise ModelError(f"{name}: no version has passed its gate yet; evaluate one, or promote one with --force.")
     found.names.update({f"{name}@{alias}": f"{name}/{number}" for alias, number in state.aliases.items()})
     if state.canary and state.canary.alias in state.aliases:
         found.canaries[name] = Canary(f"{name}/{state.aliases[state.canary.alias]}", state.canary.percent)
