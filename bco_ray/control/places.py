@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bco_ray.config.spec import KEPT, JobSpec
 from bco_ray.errors import SpecError
 from bco_ray.storage.files import path_of
 from bco_ray.storage.objects import is_uri
@@ -17,6 +18,9 @@ Use = Literal["model", "log", "file", "write"]
 _OWN_LOG = re.compile(r"feedback(:(\d+\.\.)?\d*)?")
 _WILD = re.compile(r"[*?\[]")
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(/\d+|@[A-Za-z0-9_-]+)?")
+
+Check = Callable[[str, str, Use], None]
+"""`check(field, place, use)` raises SpecError for a place that may not be used so."""
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,20 @@ def _below(place: str, root: str) -> bool:
         return Path(place).expanduser().resolve().is_relative_to(Path(root).resolve())
     except (OSError, ValueError, RuntimeError):
         return False
+
+
+def check_places(spec: JobSpec, check: Check) -> None:
+    """Every place a spec can name, whoever wrote it. Raises SpecError."""
+    embedding = None if spec.scoring.embedding == "reference" else spec.scoring.embedding
+    places: list[tuple[str, str | None, Use]] = [
+        ("model.base", spec.model.base, "model"),
+        ("model.reference", None if spec.model.reference == KEPT else spec.model.reference, "model"),
+        ("scoring.embedding", embedding, "model"),
+        ("scoring.classifier", spec.scoring.classifier, "file"),
+        ("objective.shift.start", spec.objective.shift.start, "file"),
+        ("training.checkpoint.storage", spec.training.checkpoint.storage, "write"),
+    ]
+    places += [(f"data.feedback.{number}", entry, "log") for number, entry in enumerate(spec.data.feedback)]
+    for field, place, use in places:
+        if place is not None:
+            check(field, place, use)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,10 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bco_ray.config.deepspeed_json import WRITING
 from bco_ray.config.load import parse_spec
 from bco_ray.config.section import Auto, Name, Positive
-from bco_ray.config.spec import KEPT, JobSpec, LossName
+from bco_ray.config.spec import JobSpec, LossName
 from bco_ray.config.training import CIRCUMSTANCES
 from bco_ray.control.budget import Budget
-from bco_ray.control.places import Use
 from bco_ray.errors import SpecError
 from bco_ray.storage.feedback_rows import require_storable
 from bco_ray.web.errors import unsupported
@@ -247,24 +246,3 @@ def _section(name: str, values: Any) -> Json:
 
 def _set(**values: Any) -> Json:
     return {name: value for name, value in values.items() if value not in (None, "auto")}
-
-
-Check = Callable[[str, str, Use], None]
-"""`check(field, place, use)` raises SpecError for a place that may not be used so."""
-
-
-def check_places(spec: JobSpec, check: Check) -> None:
-    """Every place a spec can name, whoever wrote it. Raises SpecError."""
-    embedding = None if spec.scoring.embedding == "reference" else spec.scoring.embedding
-    places: list[tuple[str, str | None, Use]] = [
-        ("model.base", spec.model.base, "model"),
-        ("model.reference", None if spec.model.reference == KEPT else spec.model.reference, "model"),
-        ("scoring.embedding", embedding, "model"),
-        ("scoring.classifier", spec.scoring.classifier, "file"),
-        ("objective.shift.start", spec.objective.shift.start, "file"),
-        ("training.checkpoint.storage", spec.training.checkpoint.storage, "write"),
-    ]
-    places += [(f"data.feedback.{number}", entry, "log") for number, entry in enumerate(spec.data.feedback)]
-    for field, place, use in places:
-        if place is not None:
-            check(field, place, use)

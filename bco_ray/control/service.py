@@ -15,8 +15,8 @@ from bco_ray.control.checkpoints import checkpoints_of
 from bco_ray.control.files import FileStore, is_file_id
 from bco_ray.control.job import IllegalMoveError, Job, News, Order, WaitingRoom, body_hash, new_id
 from bco_ray.control.jobs import JobStore
-from bco_ray.control.places import Places, Use
-from bco_ray.control.requests import Check, JobRequest, RetryRequest, check_places, spec_again, spec_of
+from bco_ray.control.places import Check, Places, Use, check_places
+from bco_ray.control.requests import JobRequest, RetryRequest, spec_again, spec_of
 from bco_ray.control.states import ENDED
 from bco_ray.errors import SpecError
 from bco_ray.storage.export import export

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bco_ray.config import parse_spec
-from bco_ray.control.requests import JobRequest, check_places, spec_of
+from bco_ray.control.places import check_places
+from bco_ray.control.requests import JobRequest, spec_of
 from bco_ray.errors import SpecError
 from bco_ray.pipeline.resolve import resolve
 from bco_ray.pipeline.resolved import ResolvedJob

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from bco_ray.serving.http import evaluation_routes
+from bco_ray.serving.http.registry_replies import RegisteredEvaluation
 from bco_ray.serving.http.registry_routes import router
-from bco_ray.serving.http.replies import RegisteredEvaluation
 from bco_ray.storage import files
 from bco_ray.storage import registry as registries
 from bco_ray.storage.feedback_log import FeedbackLog

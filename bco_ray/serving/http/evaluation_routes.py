@@ -8,8 +8,8 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 
 from bco_ray.serving.http import wire
+from bco_ray.serving.http.registry_replies import RegisteredEvaluation
 from bco_ray.serving.http.registry_routes import READ, Name, done
-from bco_ray.serving.http.replies import RegisteredEvaluation
 from bco_ray.storage.evaluations import Evaluation, Opponent, RegressionCase
 from bco_ray.storage.registry import Registry
 from bco_ray.web.errors import ApiError

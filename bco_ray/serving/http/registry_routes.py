@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bco_ray.errors import ConflictError, GateError, ModelError, StorageError
 from bco_ray.serving.http import wire
-from bco_ray.serving.http.replies import RegisteredModel
+from bco_ray.serving.http.registry_replies import RegisteredModel
 from bco_ray.storage.aliases import Aliases
 from bco_ray.storage.registry import ALIAS, NAME, ModelVersion, Registry, UnknownVersionError
 from bco_ray.storage.trials import Trial

@@ -1,8 +1,8 @@
-"""What the routes of models, answers, votes and the registry reply, field by field (see `web.replies`)."""
+"""What the routes of models, answers and votes reply, field by field (see `web.replies`)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
@@ -221,139 +221,6 @@ class FeedbackBatch(Page):
     created: int
     replayed: int
     rejected: int
-
-
-class Gate(Reply):
-    """Whether a version may become `prod`, and everything that is against it."""
-
-    passes: bool
-    reasons: list[str]
-
-
-class RegisteredVersion(Reply):
-    """A version and what it was made from. `evaluations`: how many there are. `gate`: null if it has none."""
-
-    id: str
-    object: Literal["registry.version"]
-    version: int
-    aliases: list[str]
-    registered_at: UnixSeconds | None
-    run: str | None
-    parent: str | None
-    votes: dict[str, Any] | None
-    evaluation: dict[str, Any] | None
-    evaluations: int
-    gate: Gate | None
-
-
-class Canary(Reply):
-    """The share of the version behind `alias`."""
-
-    alias: str
-    percent: float
-
-
-class TrialSide(Reply):
-    """Thumbs on one version since the trial began, each person's first."""
-
-    model: str
-    ups: int
-    downs: int
-    up_rate: float | None
-
-
-class Bounds(Reply):
-    """From `low` to `high`."""
-
-    low: float
-    high: float
-
-
-class Trial(Reply):
-    """A canary against prod. `difference`: of the up-rates, may be looked at any time. `automatic`: it ends itself."""
-
-    candidate: TrialSide
-    prod: TrialSide
-    since: UnixSeconds
-    difference: Bounds
-    automatic: bool
-
-
-class RegisteredModel(Reply):
-    """A name, its versions, and what its aliases point at. `history`: every move, oldest first."""
-
-    id: str
-    object: Literal["registry.model"]
-    versions: list[RegisteredVersion]
-    aliases: dict[str, int]
-    canary: Canary | None
-    trial: Trial | None
-    generation: int
-    history: list[dict[str, Any]]
-
-
-class Estimated(Reply):
-    """A number and its interval; null where the votes do not say."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-class EvaluatedVotes(Reply):
-    """Held-out votes, and what the model's rewards say of them."""
-
-    rows: int
-    ups: int
-    prompts: int
-    metrics: dict[str, Estimated]
-
-
-class EvaluatedPairs(Reply):
-    """Pairs of answers. `swayed`: ties for being judged differently in the two orders. `undecided`: in no rate."""
-
-    judge: str
-    wins: int
-    ties: int
-    losses: int
-    swayed: int
-    undecided: int
-    rate: Estimated
-
-
-class EvaluatedAgainst(Reply):
-    """What it was compared with. `difference`: its own metrics less this one's, paired."""
-
-    model: str
-    role: Literal["base", "live", "named"]
-    difference: dict[str, Estimated]
-    answer_tokens: Estimated
-    win_rate: EvaluatedPairs | None
-
-
-class MustPass(Reply):
-    """Prompts that must be answered well, and the names of those that were not."""
-
-    prompts: int
-    failed: list[str]
-
-
-class RegisteredEvaluation(Reply):
-    """The numbers of one evaluation; answers, pictures and settings are in its files. The newest one counts."""
-
-    id: str
-    object: Literal["registry.evaluation"]
-    model: str
-    number: int
-    at: UnixSeconds
-    run: str | None
-    confidence: float | None
-    votes: EvaluatedVotes | None
-    answers: int
-    answer_tokens: Estimated
-    opponents: list[EvaluatedAgainst]
-    regression: MustPass | None
-    notes: list[str]
 
 
 class Alive(Reply):
