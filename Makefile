@@ -13,7 +13,7 @@ demo: install
 	$(BIN)/bco demo $(ARGS)
 
 test: lint
-	$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 soak: install
 	$(BIN)/python benchmarks/soak.py $(ARGS)

@@ -17,7 +17,8 @@ COLOURS = {
     "bco": "#2f6fde",
     "kto": "#e0a030",
     "bco, not matched": "#1f9d61",
-    "bco, new votes": "#8e5bd6",
+    "bco, moved reference": "#c2452d",
+    "bco, all votes": "#8e5bd6",
 }
 SURE = 0.95
 

@@ -59,15 +59,10 @@ def no_models() -> Any:
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the marks; with pytest 9.2 it can tell nobody of them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests run in several processes: a module in one of them, all that use the session's cluster in the same.
-
-    The long ones come first (xdist: `--no-loadscope-reorder`), so that none is left over for a process at the end.
-    """
+    """Tests run in two processes (`-n 2`): a module in one of them, all that use the session's cluster in the same."""
     with_cluster = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    long = with_cluster | {item.path for item in items if item.get_closest_marker("e2e")}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_cluster else item.path.name))
-    items.sort(key=lambda item: (item.path not in long, item.path not in with_cluster))
 
 
 @pytest.fixture
