@@ -25,7 +25,7 @@ from bco_ray.storage.database import open_database, writing
 from bco_ray.telemetry import logger
 
 SUCCEEDED: Any = "fine_tuning.job.succeeded"
-NOW = float(int(time.time()))
+NOW = 0.0
 
 
 class Endpoint:
@@ -68,6 +68,12 @@ def handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: object) -> None: ...
 
     return Handler
+
+
+@pytest.fixture(autouse=True)
+def now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each test: a receiver refuses what is older than five minutes, and a module may wait that long for its turn."""
+    monkeypatch.setitem(globals(), "NOW", float(int(time.time())))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -108,7 +108,7 @@ class _Setup:
 
     def __init__(self, scored: str, loss: str) -> None:
         self.scored, self.objective = scored, Objective(0.1, 1, 1, loss)
-        self.rows_per_step, self.epochs, self.seed, self.pool_rows = 16, 3, 0, 65536
+        self.rows_per_step, self.epochs, self.seed, self.pool_rows, self.offsets = 16, 3, 0, 65536, None
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -167,7 +167,7 @@ def test_the_schema_of_a_request_is_that_of_its_spec_too(site: Site) -> None:
     """All that it lets one say is understood, what it leaves out is refused."""
     http = site.http(site.key("read"))
     said = http.get("/v1/fine_tuning/schema").json()
-    assert set(said["spec"]["properties"]) == {"model", "data", "scoring", "objective", "training", "gate"}
+    assert set(said["spec"]["properties"]) == {"model", "data", "rounds", "scoring", "objective", "training", "gate"}
     assert "base" not in said["spec"]["$defs"]["ModelSpec"]["properties"]
     assert "start" not in said["spec"]["$defs"]["TrainingSpec"]["properties"]
     client = site.client(site.key("submit"))
