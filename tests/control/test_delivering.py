@@ -72,7 +72,7 @@ def handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
 
 @pytest.fixture(autouse=True)
 def now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each test: a receiver refuses what is older than five minutes, and a module may wait that long for its turn."""
+    """Of each test: a receiver refuses what is five minutes old, and a module may wait that long for its turn."""
     monkeypatch.setitem(globals(), "NOW", float(int(time.time())))
 
 
