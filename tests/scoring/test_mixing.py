@@ -12,6 +12,8 @@ import pytest
 
 from bco_ray.errors import DataError
 from bco_ray.schema import Record
+from bco_ray.scoring import mixing_passes
+from bco_ray.scoring.matching_passes import in_process
 from bco_ray.scoring.mixing import DAY_SECONDS, Mixing, Mixture, least_bin, uniform, wanted_older
 from bco_ray.scoring.mixing_passes import mix
 from bco_ray.scoring.shards import write_table
@@ -20,6 +22,12 @@ from bco_ray.testing.records import settled
 Make = Callable[..., Record]
 OLD, NEW = "old.parquet", "new.parquet"
 TODAY = 1_700_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many parts would go to Ray, which starts a cluster where there is none."""
+    monkeypatch.setattr(mixing_passes, "each_of", lambda _: in_process)
 
 
 def log(record: Make, *, new: int, old: int, old_days: Callable[[int], float] = lambda n: 10.0) -> dict[str, pa.Table]:
