@@ -48,7 +48,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": platform.platform(), "seeds": arguments.seeds, "learning_rates": rates}
     for claim in (pairs_taken_apart, other_prompts, imbalance, noise):
         found[claim.__name__] = claim(arguments.seeds, rates)
-        print(table(claim, found[claim.__name__]), flush=True)  # noqa: T201
+        print(table(claim.__doc__ or "", found[claim.__name__]), flush=True)  # noqa: T201
     found["along_a_training"] = along_a_training(rates)
     arguments.results.mkdir(exist_ok=True)
     (arguments.results / "alignment.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -187,10 +187,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), float(half)
 
 
-def table(claim: Callable[..., Any], found: Found) -> str:
+def table(title: str, found: Found) -> str:
     """Markdown: a row per method, a column per setting."""
     methods = next(iter(found.values()))
-    lines = ["", claim.__doc__ or "", f"| | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    lines = ["", title, f"| | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     for method in methods:
         cells = (f"{mean:.3f} ± {half:.3f}" for mean, half in (interval(of[method]) for of in found.values()))
         lines.append(f"| {method} | {' | '.join(cells)} |")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from alignment import LEARNING_RATES, ROWS, interval, judged
+from alignment import LEARNING_RATES, ROWS, judged, table
 from alignment_training import Policy
 from alignment_world import TEST_PROMPTS, Votes, World
 from robustness_charts import draw
@@ -56,9 +56,9 @@ def main() -> None:
     found: dict[str, Any] = {"machine": platform.platform(), "seeds": arguments.seeds, "learning_rates": rates}
     arguments.results.mkdir(exist_ok=True)
     for part in (noise, lengths, caps, presumed, uneven_noise):
-        for name, table in part(arguments.seeds, rates).items():
-            found[name] = table
-            print(markdown(name, table), flush=True)  # noqa: T201
+        for name, measured in part(arguments.seeds, rates).items():
+            found[name] = measured
+            print(table(name, measured), flush=True)  # noqa: T201
         (arguments.results / "robustness.json").write_text(json.dumps(found, indent=1) + "\n")
     draw(found, arguments.results / "robustness.png")
 
@@ -191,16 +191,6 @@ def measured_over(
         for measure, value in measured(training, policy).items():
             found.setdefault(measure, {}).setdefault(name, {}).setdefault(way, []).append(value)
     return found
-
-
-def markdown(name: str, found: Found) -> str:
-    """A row per method, a column per setting."""
-    methods = next(iter(found.values()))
-    lines = ["", name, f"| | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
-    for method in methods:
-        cells = (f"{mean:.3f} ± {half:.3f}" for mean, half in (interval(of[method]) for of in found.values()))
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

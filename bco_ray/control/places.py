@@ -59,7 +59,7 @@ class Places:
         return any(_below(place, root) and not self._reaches_own(place, root) for root in self.allowed)
 
     def _reaches_own(self, place: str, root: str) -> bool:
-        """Below `own`, or with a wildcard above it. Whoever allows a place within it means that."""
+        """Below `own`, or above it (up to its first wildcard). Whoever allows a place within it means that."""
         fixed = _WILD.split(place)[0].rpartition("/")[0] if _WILD.search(place) else place
         theirs = [own for own in self.own if _below(own, root)]
         return any(_below(place, own) or _below(own, fixed) for own in theirs)

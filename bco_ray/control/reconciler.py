@@ -99,9 +99,12 @@ class Reconciler:
             return
         self._store.move(job.id, "queued", News("Files validated, moving job to queued state."), seen=job)
 
-    def _write_down(self, job: Job) -> None:
-        """Raises SpecError."""
-        spec, directory = parse_spec(job.spec, where=job.id), JobDirectory(self._storage, job.id)
+    def _write_down(self, job: Job, *, again: bool = True) -> None:
+        """Not `again`: only if another cluster, with a state of its own, has had the job so far. Raises SpecError."""
+        directory = JobDirectory(self._storage, job.id)
+        if directory.spec.is_file() and not again:
+            return
+        spec = parse_spec(job.spec, where=job.id)
         files.write_bytes(directory.spec, dump_spec(spec).encode())
         directory.write("origin", {"project": job.project, "traceparent": job.details.get("traceparent")})
 
@@ -169,10 +172,7 @@ class Reconciler:
 
     def _send(self, job: Job) -> None:
         try:
-            if not JobDirectory(
-                self._storage, job.id
-            ).spec.is_file():  # another cluster, with a state of its own, had it
-                self._write_down(job)
+            self._write_down(job, again=False)
             self._cluster.submit(job.submission or "", job.id, job.attempt)
         except ClusterError as error:
             self._waits_for(job, f"the cluster: {error}")
