@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import uuid
 from collections import Counter
@@ -19,14 +20,16 @@ import pytest
 from bco_ray.config.environment import prepare_environment
 
 TALLIES = pytest.StashKey[dict[str, Counter[str]]]()
+CLUSTER = pytest.StashKey[str]()
 
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: beside the other process of tests they starve
 prepare_environment()
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(pytestconfig: pytest.Config) -> Iterator[None]:
     """A local cluster with 4 (logical) CPUs, its own directory and token; gone at the end of the session."""
     import ray
 
@@ -38,9 +41,23 @@ def ray_cluster() -> Iterator[None]:
         log_to_driver=False, logging_level="WARNING",
     )  # fmt: skip
     configure_data()
+    pytestconfig.stash[CLUSTER] = ray.get_runtime_context().gcs_address
     yield
+    del pytestconfig.stash[CLUSTER]
     ray.shutdown()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_other_cluster(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Ray starts where it is first used, unasked. A test that makes it do so fails: its cluster would outlive it."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is None or not hasattr(ray, "is_initialized") or not ray.is_initialized():
+        return
+    if ray.get_runtime_context().gcs_address != pytestconfig.stash.get(CLUSTER, None):
+        ray.shutdown()
+        pytest.fail("started a Ray cluster: use the fixture `ray_cluster`, or nothing that needs Ray")
 
 
 @pytest.fixture
