@@ -27,7 +27,7 @@ class Arm:
     """How a round trains; no loss: never. KTO as it was published weighs no prompts.
 
     `reference`: the first version for all rounds (`kept`), or what each round starts from (None). `feedback`: the votes
-    that came since the last version was trained (`feedback:`), or all so far.
+    that the live version has not learned from (`feedback:`), or all so far.
     """
 
     name: str

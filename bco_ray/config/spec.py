@@ -82,8 +82,8 @@ class FieldMap(Section):
 
 
 class DataSpec(Section):
-    """Which feedback. An entry is a path, a glob, a URI, or the server's own log: `feedback`, `feedback:` (since the
-    last round), `feedback:<manifest>`.
+    """Which feedback. An entry is a path, a glob, a URI, or the server's own log: `feedback`, `feedback:` (what
+    `model.base` has not learned from), `feedback:<manifest>`.
 
     `format`: `auto` detects each file's, or an importer's name, or `{map: ...}`. `label_map` `auto`: the common
     spellings and the format's own; a value of null makes a spelling neutral. `score`: which one, where a product keeps

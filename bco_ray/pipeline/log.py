@@ -94,14 +94,14 @@ class ResolvedLog:
 
 
 def resolve_log(
-    data: DataSpec, storage: Path, model: str = "", *, demonstrations: bool = False, older: bool = False
+    data: DataSpec, storage: Path, base: str = "", *, demonstrations: bool = False, older: bool = False
 ) -> ResolvedLog:
-    """Pin what the entries mean now; `model`: the registered name whose last round `feedback:` goes on from.
+    """Pin what the entries mean now; `base`: the exact version from whose last round `feedback:` goes on.
 
     `demonstrations`: conversations without a label are examples to learn from, not a mistake. `older`: what the
     server's log had before `feedback:` is read too. Raises SpecError or DataError naming the entry.
     """
-    own = [own_log(storage, entry, model) for entry in data.feedback if is_own(entry)]
+    own = [own_log(storage, entry, base) for entry in data.feedback if is_own(entry)]
     if older and not own:
         raise SpecError(
             "rounds.older: older votes are those of the server's own log, and data.feedback does not name it. Write "

@@ -1,7 +1,7 @@
 """The server's own feedback log as a spec names it: all of it, up to a manifest, or what came since the last round.
 
 feedback         every vote up to now
-feedback:        those that the newest version of the model to be has not been trained on
+feedback:        those that the version to train from has not learned from, nor any that it descends from
 feedback:7       every vote up to manifest 7
 feedback:4..7    those that manifest 7 has beyond manifest 4
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bco_ray.errors import SpecError, StorageError
+from bco_ray.storage.ancestry import ancestry
 from bco_ray.storage.database import DATABASE
 from bco_ray.storage.export import FeedbackManifest, export, load_manifest, newest_manifest, verify_segments
 from bco_ray.storage.feedback_log import FeedbackLog
@@ -55,16 +56,18 @@ def is_own(entry: str) -> bool:
     return entry == "feedback" or entry.startswith("feedback:")
 
 
-def own_log(storage: Path, entry: str, model: str) -> OwnLog:
-    """What the entry means now. `model`: the name that the result is registered under. Raises SpecError."""
+def own_log(storage: Path, entry: str, base: str) -> OwnLog:
+    """What the entry means now. `base`: the exact version (`bot/3`) that training starts from, if it is one. Raises
+    SpecError.
+    """
     match, directory = _ENTRY.fullmatch(entry), storage / "feedback"
     if match is None:
         raise SpecError(f"data.feedback: {entry}: write feedback, feedback: or feedback:<manifest number>.")
-    since = match["since"] or (last_round(storage, model) if entry == "feedback:" else None)
+    since = match["since"] or (last_round(storage, base) if entry == "feedback:" else None)
     until = _manifest(directory, entry, match["until"]) if match["until"] else _newest(storage, directory)
     found = OwnLog(directory, until, _manifest(directory, entry, since) if since else None)
     if not found.segments:
-        since_when = f" since manifest {since}, on which {model} was trained" if since else ""
+        since_when = f" since manifest {since}, up to which {base} has learned" if since else ""
         raise SpecError(
             f"data.feedback: {entry}: no votes{since_when}. Vote, or train on feedback, which is all of it."
         )
@@ -72,12 +75,18 @@ def own_log(storage: Path, entry: str, model: str) -> OwnLog:
     return found
 
 
-def last_round(storage: Path, model: str) -> int | None:
-    """The newest manifest that a version of `model` has been trained on; None if none has."""
-    registry = Registry(storage)
-    lineages = (registry.get(model, version).lineage for version in registry.versions(model))
-    return max((number for lineage in lineages for number in map(manifest_of, lineage.get("feedback") or ()) if number),
-               default=None)  # fmt: skip
+def last_round(storage: Path, base: str) -> int | None:
+    """The newest manifest that `base`, or a version it descends from, has been trained on; None if none has.
+
+    Other versions of the name do not count: what one that was never promoted learned, nobody is served by.
+    """
+    numbers = [
+        number
+        for version in ancestry(Registry(storage), base)
+        for number in map(manifest_of, version.lineage.get("feedback") or ())
+        if number
+    ]
+    return max(numbers, default=None)
 
 
 def manifest_of(entry: str) -> int | None:

@@ -40,7 +40,7 @@ def outline(spec: JobSpec) -> ResolvedJob:
     load_tokenizer(local_copy(directory, weights=False))  # a model that cannot be used is better refused now
     loss = LOSSES[spec.objective.loss]
     older = spec.rounds.older > 0
-    log = resolve_log(spec.data, storage, spec.registry_name, demonstrations=loss.ups_suffice, older=older)
+    log = resolve_log(spec.data, storage, reference, demonstrations=loss.ups_suffice, older=older)
     bf16 = _wants_bf16(spec)
     spec = spec.model_copy(
         update={

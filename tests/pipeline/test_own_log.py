@@ -24,40 +24,61 @@ def vote(storage: Path, *users: str) -> None:
         log.add_vote(Vote(response_id=user, label=True, user=user))
 
 
-def trained(storage: Path, on: str, made: Path) -> None:
-    Registry(storage).register("bot", made, {"run": on, "feedback": [on, "/votes.jsonl"]})
+def trained(storage: Path, on: str, made: Path, parent: str = "/models/base") -> str:
+    lineage = {"run": f"{parent} {on}", "parent": parent, "feedback": [on, "/votes.jsonl"]}
+    return Registry(storage).register("bot", made, lineage).reference
 
 
-def test_a_round_goes_on_where_the_last_version_ended(tmp_path: Path) -> None:
+def test_a_round_goes_on_where_its_base_ended(tmp_path: Path) -> None:
     made = write_tiny_model(tmp_path / "made")
     vote(tmp_path, "ann", "bob")
-    assert own_log(tmp_path, "feedback:", "bot").entry == "feedback:1"
-    trained(tmp_path, "feedback:1", made)
+    assert own_log(tmp_path, "feedback:", "/models/base").entry == "feedback:1"
+    first = trained(tmp_path, "feedback:1", made)
     vote(tmp_path, "cyd")
-    second = own_log(tmp_path, "feedback:", "bot")
+    second = own_log(tmp_path, "feedback:", first)
     assert (second.entry, [Path(path).name for path in second.segments]) == ("feedback:1..2", ["part-3-3.parquet"])
-    assert own_log(tmp_path, "feedback", "bot").entry == "feedback:2"
-    assert own_log(tmp_path, "feedback:", "another").entry == "feedback:2"
-    trained(tmp_path, second.entry, made)
-    assert last_round(tmp_path, "bot") == 2
-    with pytest.raises(SpecError, match="no votes since manifest 2, on which bot was trained"):
-        own_log(tmp_path, "feedback:", "bot")
+    assert own_log(tmp_path, "feedback", first).entry == "feedback:2"
+    assert own_log(tmp_path, "feedback:", "/models/base").entry == "feedback:2"
+    last = trained(tmp_path, second.entry, made, first)
+    assert last_round(tmp_path, last) == 2
+    with pytest.raises(SpecError, match="no votes since manifest 2, up to which bot/2 has learned"):
+        own_log(tmp_path, "feedback:", last)
+
+
+def test_the_votes_of_a_version_that_was_not_promoted_are_learned_from_by_the_next(tmp_path: Path) -> None:
+    made = write_tiny_model(tmp_path / "made")
+    vote(tmp_path, "ann", "bob")
+    live = trained(tmp_path, own_log(tmp_path, "feedback:", "/models/base").entry, made)
+    vote(tmp_path, "cyd")
+    refused = trained(tmp_path, own_log(tmp_path, "feedback:", live).entry, made, live)
+    vote(tmp_path, "dan")
+    assert own_log(tmp_path, "feedback:", live).entry == "feedback:1..3"
+    assert own_log(tmp_path, "feedback:", refused).entry == "feedback:2..3"
+
+
+def test_a_version_learned_what_those_did_that_it_descends_from(tmp_path: Path) -> None:
+    made, registry = write_tiny_model(tmp_path / "made"), Registry(tmp_path)
+    vote(tmp_path, "ann")
+    first = trained(tmp_path, own_log(tmp_path, "feedback:", "").entry, made)
+    other = registry.register("other", made, {"run": "r", "parent": first, "feedback": ["/a.jsonl"]})
+    assert last_round(tmp_path, other.reference) == last_round(tmp_path, str(other.directory.resolve())) == 1
+    assert last_round(tmp_path, "other/9") is None
 
 
 def test_older_votes_are_what_the_rounds_before_had(tmp_path: Path) -> None:
     made = write_tiny_model(tmp_path / "made")
     asked = DataSpec(feedback=["feedback:"])
     vote(tmp_path, "ann", "bob")
-    first = resolve_log(asked, tmp_path, "bot", older=True)
+    first = resolve_log(asked, tmp_path, "/models/base", older=True)
     assert (first.data.feedback, len(first.sources), first.older) == (["feedback:1"], 1, frozenset())
     trained(tmp_path, "feedback:1", made)
     vote(tmp_path, "cyd")
-    second = resolve_log(asked, tmp_path, "bot", older=True)
+    second = resolve_log(asked, tmp_path, "bot/1", older=True)
     assert second.data.feedback == ["feedback:1..2"]
     assert [Path(source.path).name for source in second.sources] == ["part-1-2.parquet", "part-3-3.parquet"]
     assert {Path(path).name for path in second.older} == {"part-1-2.parquet"}
-    assert resolve_log(second.data, tmp_path, "another", older=True) == second
-    alone = resolve_log(asked, tmp_path, "bot")
+    assert resolve_log(second.data, tmp_path, "/models/base", older=True) == second
+    alone = resolve_log(asked, tmp_path, "bot/1")
     assert alone.older == frozenset()
     assert second.without_older().directory == alone.directory != second.directory
     (tmp_path / "a.jsonl").write_text('{"prompt": "q", "completion": "a", "label": true}\n')
