@@ -32,10 +32,13 @@ UNPAIRED, PAIRED = ("bco", "bce", "kto", "apo_zero_unpaired"), ("dpo", "bco_pair
 SELECTION = 1.0
 UP_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 NOISE = (0.0, 0.1, 0.2, 0.3, 0.4)
+WATCHED, EVERY, SHOWN = ("bco", "bce", "kto"), 10, ("0", "60", "200", "400", "590")
 
 Rates = dict[str, float]
 Found = dict[str, dict[str, list[float]]]
 """Setting -> method -> a share of the best per seed."""
+Along = dict[str, Found]
+"""Loss -> step -> what is measured -> a number per seed."""
 
 
 def main() -> None:
@@ -49,7 +52,9 @@ def main() -> None:
     for claim in (pairs_taken_apart, other_prompts, imbalance, noise):
         found[claim.__name__] = claim(arguments.seeds, rates)
         print(table(claim.__doc__ or "", found[claim.__name__]), flush=True)  # noqa: T201
-    found["along_a_training"] = along_a_training(rates)
+    found["along_a_training"] = along = along_a_training(arguments.seeds, rates)
+    for loss in WATCHED:
+        print(table(f"{along_a_training.__doc__} Loss: {loss}", shown(along[loss])), flush=True)  # noqa: T201
     arguments.results.mkdir(exist_ok=True)
     (arguments.results / "alignment.json").write_text(json.dumps(found, indent=1) + "\n")
     draw_all(found, arguments.results)
@@ -129,36 +134,43 @@ def noise(seeds: Sequence[int], rates: Rates) -> Found:
     return {f"{wrong:.0%} wrong": over(seeds, at(wrong)) for wrong in NOISE}
 
 
-def along_a_training(rates: Rates, every: int = 10) -> dict[str, list[dict[str, float]]]:
+def along_a_training(seeds: Sequence[int], rates: Rates) -> Along:
     """(e) On pairs: what DPO would lose, the bounds above it with and without the shift, and what separates them."""
-    world = World(0)
-    pairs = world.pairs(ROWS // 2, 0)
+    return {loss: _joined([_watched(World(seed), seed, loss, rates) for seed in seeds]) for loss in WATCHED}
+
+
+def _watched(world: World, seed: int, loss: str, rates: Rates) -> list[dict[str, float]]:
+    """The numbers of one training, every EVERY steps."""
+    pairs, rows = world.pairs(ROWS // 2, seed), list[dict[str, float]]()
     reference_N = world.reference_logps(pairs.prompt_ND).gather(1, pairs.answer_N[:, None])[:, 0]
 
-    def watched(loss: str) -> list[dict[str, float]]:
-        rows: list[dict[str, float]] = []
+    def seen(state: State) -> None:
+        if state.step % EVERY == 0:
+            with torch.no_grad():
+                rows.append(_measured(state, pairs, reference_N))
 
-        def seen(state: State) -> None:
-            if state.step % every == 0:
-                with torch.no_grad():
-                    rows.append(_measured(state, pairs, reference_N))
+    train(world, pairs, loss, seed=seed, learning_rate=rates[loss], seen=seen)
+    return rows
 
-        train(world, pairs, loss, seed=0, learning_rate=rates[loss], seen=seen)
-        return rows
 
-    return {loss: watched(loss) for loss in ("bco", "bce", "kto")}
+def _joined(of_seed: Sequence[Sequence[dict[str, float]]]) -> dict[str, dict[str, list[float]]]:
+    return {
+        str(EVERY * number): {name: [row[name] for row in rows] for name in rows[0]}
+        for number, rows in enumerate(zip(*of_seed, strict=True))
+    }
 
 
 def _measured(state: State, pairs: Votes, reference_N: torch.Tensor) -> dict[str, float]:
+    """On all pairs, with the delta that the training has at this step."""
     logp_N = state.policy(pairs.prompt_ND).gather(1, pairs.answer_N[:, None])[:, 0]
-    reward_N = BETA * (logp_N - reference_N)
+    reward_N, delta = BETA * (logp_N - reference_N), state.delta
     up_P, down_P = reward_N[0::2], reward_N[1::2]
-    delta = float((up_P.mean() + down_P.mean()) / 2)
+    with_shift, without = (float(bco_pair(up_P, down_P, delta=shift).mean()) for shift in (delta, 0.0))
     return {
-        "step": state.step,
         "dpo": float(dpo(up_P, down_P).mean()),
-        "bound with the shift": float(bco_pair(up_P, down_P, delta=delta).mean()),
-        "bound without": float(bco_pair(up_P, down_P, delta=0.0).mean()),
+        "bound with the shift": with_shift,
+        "bound without": without,
+        "less by the shift": without - with_shift,
         "error term with the shift": float(error_term(reward_N, pairs.label_N, delta=delta)),
         "error term without": float(error_term(reward_N, pairs.label_N, delta=0.0)),
         "delta": delta,
@@ -195,6 +207,11 @@ def table(title: str, found: Found) -> str:
         cells = (f"{mean:.3f} ± {half:.3f}" for mean, half in (interval(of[method]) for of in found.values()))
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def shown(along: Found) -> Found:
+    """Of the steps that are shown, what there are numbers of."""
+    return {f"step {step}": along[step] for step in SHOWN}
 
 
 if __name__ == "__main__":

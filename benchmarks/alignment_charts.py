@@ -44,21 +44,30 @@ def _draw_shares(found: dict[str, dict[str, list[float]]], title: str, path: Pat
     figure.savefig(path, dpi=110)
 
 
-def _draw_bound(found: dict[str, list[dict[str, float]]], path: Path) -> None:
+def _draw_bound(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> None:
+    """Means over seeds with their 95 % intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     bound, term, sides = figure.subplots(1, 3)
-    rows = found["bco"]
-    steps = [row["step"] for row in rows]
     for name in ("dpo", "bound with the shift", "bound without"):
-        bound.plot(steps, [row[name] for row in rows], label=name)
+        _draw_along(bound, found["bco"], name, name)
     for name in ("error term with the shift", "error term without"):
-        term.plot(steps, [row[name] for row in rows], label=name)
-    sides.plot(steps, [row["delta"] for row in rows], label="BCO's delta")
-    sides.plot(steps, [row["z_ref"] for row in found["kto"]], label="KTO's reference point")
+        _draw_along(term, found["bco"], name, name)
+    _draw_along(sides, found["bco"], "delta", "BCO's delta")
+    _draw_along(sides, found["kto"], "z_ref", "KTO's reference point")
     for axes, title in ((bound, "loss of BCO's policy"), (term, "what separates BCE from DPO"), (sides, "the middle")):
         axes.set(title=title, xlabel="step")
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
+
+
+def _draw_along(axes: Any, along: dict[str, dict[str, list[float]]], name: str, label: str) -> None:
+    from alignment import interval
+
+    steps = [int(step) for step in along]
+    middles, halves = zip(*(interval(row[name]) for row in along.values()), strict=True)
+    axes.plot(steps, middles, label=label)
+    around = list(zip(middles, halves, strict=True))
+    axes.fill_between(steps, [m - h for m, h in around], [m + h for m, h in around], alpha=0.2)

@@ -4,8 +4,9 @@
     python benchmarks/closed_loop.py --seeds 0 1 2 --out DIR           # goes on where it was; see --alone
 
 Each arm and seed: the demo's base model is registered and served by `name@prod`; `--users` people ask it over HTTP and
-some vote (`closed_loop_users.py`); a round trains on all votes so far, from what is live, evaluates, registers, and
-promotes through the gate. The server stays up. What it refuses is not served, and the next round starts from what is.
+some vote (`closed_loop_users.py`); a round trains on what the live version has not learned from, evaluates, registers,
+and promotes through the gate. The server stays up. What the gate refuses is not served; the next round starts from what
+is, and takes those votes once more.
 Satisfaction is the share of all answers, voted on or not, that the hidden rule likes: no noise, no selection.
 Results go to `benchmarks/results/closed_loop.json` after every round, and a picture beside it at the end of every arm.
 """
