@@ -76,10 +76,16 @@ def no_models() -> Any:
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the marks; with pytest 9.2 it can tell nobody of them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests run in two processes (`-n 2`): a module in one of them, all that use the session's cluster in the same."""
-    with_cluster = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    """Tests run in two processes (`-n 2`): a module in one of them, all that need a Ray cluster, the session's or their
+    own, in the same. Two trainings at once would each take more than twice as long.
+    """
+    with_cluster = {item.path for item in items if needs_cluster(item)}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_cluster else item.path.name))
+
+
+def needs_cluster(item: pytest.Item) -> bool:
+    return "ray_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("e2e") is not None
 
 
 @pytest.fixture

@@ -54,6 +54,10 @@ def test_every_arm_is_visited_by_the_same_people_and_every_round_by_others(loop:
     assert first != later
 
 
+class Street(ThreadingHTTPServer):
+    request_queue_size = 128  # of five, as it is, connections are lost on a busy machine
+
+
 class Shop(BaseHTTPRequestHandler):
     """Answers the demo's questions too briefly, fails where the seed is a multiple of four, and writes votes down."""
 
@@ -79,7 +83,7 @@ class Shop(BaseHTTPRequestHandler):
 
 
 def test_failures_are_counted_and_votes_arrive_in_the_order_of_the_users(loop: Any) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Shop)
+    server = Street(("127.0.0.1", 0), Shop)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     people = loop.users.users(WORLD.train_prompts, 40, seed=0, round_=0)
     try:
