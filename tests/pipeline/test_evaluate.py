@@ -112,6 +112,9 @@ def test_the_base_is_what_it_is_compared_with(storage: Path, first: Evaluation) 
     assert base.votes is not None
     assert base.votes.metrics["auc"].value == 0.5  # the reference's own rewards are all 0
     assert (base.is_reference, base.difference) == (True, {})
+    assert first.notes == [
+        f"{base.model} is the reference: its rewards are all 0 by definition, so none are compared with it."
+    ]
     assert base.win_rate is not None
     assert base.win_rate.wins + base.win_rate.ties + base.win_rate.losses == first.answers == 20
     assert base.win_rate.judge == "rule: shorter"
