@@ -35,6 +35,7 @@ DOORS = {
         "scoring/score",
         "evaluation/heldout",
         "evaluation/answering",
+        "evaluation/divergence",
         "pipeline/cluster",
     },
     "ray.train": {"training/launch"},

@@ -21,6 +21,8 @@ def lines(result: Json) -> Iterator[str]:
     found = result["evaluation"]
     yield f"model: {result['model']}"
     yield from _votes(found["votes"])
+    if found["kl_on_policy"]["value"] is not None:
+        yield f"kl to the reference on its own answers: {_said(found['kl_on_policy'])}"
     for other in found["opponents"]:
         yield from _opponent(other)
     if found["regression"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from dataclasses import asdict
 from pathlib import Path
 from types import EllipsisType
@@ -67,17 +69,20 @@ def promote(
     reference: Reference,
     alias: Alias = "prod",
     expected: Expected = None,
-    force: Annotated[bool, typer.Option("--force", help="Even if it does not pass its gate.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if it does not pass its gate; the history shows it.")
+    ] = False,
     storage: Storage = STORAGE,
     as_json: AsJson = False,
 ) -> None:
     """Point an alias (prod) at a version; servers that follow the name switch once it has proved to work.
 
-    A version with a gate must pass it to become prod: exit 1 with all reasons if it does not.
+    A version with a gate must pass it to become prod: exit 1 with all reasons if it does not. So does one without a
+    gate where what is live has one.
     """
     registry = _registry(storage)
     version = registry.resolve(reference)
-    was = registry.promote(version.name, version.version, alias, _condition(expected), force=force)
+    was = registry.promote(version.name, version.version, alias, _condition(expected), force=force, by=_user())
     finish({"model": version.reference, "alias": f"{version.name}@{alias}", "was": was}, as_json)
     typer.echo("Servers that follow it switch once it has proved to work; if it does not, /readyz says why.", err=True)
 
@@ -149,6 +154,14 @@ def _gate(registry: Registry, name: str, version: int) -> str | list[str]:
 def _condition(expected: int | None) -> int | EllipsisType | None:
     """As the registry takes `--expected`."""
     return ... if expected is None else expected or None
+
+
+def _user() -> str:
+    """Who is at the terminal, as the operating system calls them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"
 
 
 def _percent(text: str) -> float:

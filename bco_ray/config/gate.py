@@ -1,7 +1,7 @@
 """The policy of promotion: what a version's evaluation must say before `prod` may point at it.
 
 A threshold is met by the cautious end of the interval unless `bound` says which: `min` by the lower end, `max` by the
-upper one. What an evaluation does not tell (no held-out votes of a class, no judge) meets nothing.
+upper one. What an evaluation does not tell (too few held-out votes of a class, no judge) meets nothing.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class MetricThresholds(Section):
             if (threshold := getattr(self, name)) is not None:
                 yield name, threshold
 
+    @property
+    def measures(self) -> bool:
+        """Whether any is set."""
+        return any(True for _ in self.metrics())
+
 
 class CanaryPolicy(Section):
     """When a canary of the version ends by itself: by the interval of its up-rate less that of prod, at `confidence`.
@@ -74,12 +79,14 @@ class CanaryPolicy(Section):
 class GateSpec(MetricThresholds):
     """`difference`: of the metrics to those of each model compared with that has any. `win_rate`: against each.
 
-    `regression`: `all` prompts must pass, or that share of them. `canary`: what people's thumbs decide.
+    `kl_on_policy`: how far it has gone from the reference, by its own answers. `regression`: `all` prompts must pass,
+    or that share of them. `canary`: what people's thumbs decide.
     """
 
     difference: MetricThresholds | None = None
     win_rate: Threshold | None = None
     answer_tokens: Threshold | None = None
+    kl_on_policy: Threshold | None = None
     regression: Literal["all"] | float | None = Field(default=None)
     canary: CanaryPolicy | None = None
 
@@ -92,10 +99,10 @@ class GateSpec(MetricThresholds):
     @property
     def evaluates(self) -> bool:
         """Whether it asks for an evaluation at all."""
-        asked = (self.win_rate, self.answer_tokens, self.regression, self.difference, *dict(self.metrics()).values())
-        return any(one is not None for one in asked)
+        asked = (self.answer_tokens, self.kl_on_policy, self.regression)
+        return self.compares or self.measures or any(one is not None for one in asked)
 
     @property
     def compares(self) -> bool:
         """Whether it asks for a comparison with other models."""
-        return self.difference is not None or self.win_rate is not None
+        return self.win_rate is not None or (self.difference is not None and self.difference.measures)

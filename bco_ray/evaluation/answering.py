@@ -19,7 +19,10 @@ from bco_ray.storage.local_copies import local_copy
 from bco_ray.telemetry import Advance
 from bco_ray.text import load_tokenizer
 
-_ANSWERS = pa.schema([("asked", pa.int32()), ("text", pa.string()), ("tokens", pa.int64())])
+_IDS = pa.list_(pa.int32())
+_ANSWERS = pa.schema(
+    [("asked", pa.int32()), ("text", pa.string()), ("tokens", pa.int64()), ("prompt_ids", _IDS), ("ids", _IDS)]
+)
 
 PROMPTS_AT_ONCE = 16
 """Of one batch."""
@@ -38,10 +41,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """`tokens`: how many, without the end token."""
+    """`tokens`: how many, without the end token. `prompt_ids`, `ids`: what the model read and said, with its end."""
 
     text: str
     tokens: int
+    prompt_ids: Sequence[int] = ()
+    ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,9 @@ class Answerer:
         self.lm = lm if machine.quantization != "none" else lm.to(machine.device)
 
     def answer(self, prompts: Sequence[Messages], sampling: Sampling) -> list[dict[str, Any]]:
-        """`text` and `tokens` of each, in their order; None where the model has no room."""
-        fitting = [n for n, prompt in enumerate(prompts) if self._has_room(prompt, sampling)]
+        """The fields of an `Answer` to each, in their order; None where the model has no room."""
+        read = [self._read(prompt) for prompt in prompts]
+        fitting = [n for n, ids in enumerate(read) if self._has_room(ids, sampling)]
         made = generate(
             self.lm,
             self.tokenizer,
@@ -74,18 +80,22 @@ class Answerer:
             seed=sampling.seed,
             batch_size=PROMPTS_AT_ONCE,
         )
-        found: list[dict[str, Any]] = [{"text": None, "tokens": None} for _ in prompts]
+        found: list[dict[str, Any]] = [dict.fromkeys(_ANSWERS.names[1:]) for _ in prompts]
         for n, answer in zip(fitting, made, strict=True):
-            found[n] = {"text": answer.text, "tokens": len(answer.token_ids)}
+            said = [*answer.token_ids, *([] if answer.end_id is None else [answer.end_id])]
+            found[n] = {"text": answer.text, "tokens": len(answer.token_ids), "prompt_ids": read[n], "ids": said}
         return found
 
-    def _has_room(self, prompt: Messages, sampling: Sampling) -> bool:
-        """Beyond its positions a model fails, or answers nonsense."""
-        positions = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
+    def _read(self, prompt: Messages) -> list[int]:
         rendered = self.tokenizer.apply_chat_template(
             prompt, tokenize=True, add_generation_prompt=True, return_dict=True
         )
-        return positions is None or len(rendered["input_ids"]) + sampling.max_new_tokens <= positions
+        return list(rendered["input_ids"])
+
+    def _has_room(self, prompt_ids: Sequence[int], sampling: Sampling) -> bool:
+        """Beyond its positions a model fails, or answers nonsense."""
+        positions = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
+        return positions is None or len(prompt_ids) + sampling.max_new_tokens <= positions
 
 
 class AnswererOfMany:
@@ -129,8 +139,8 @@ def answers_to(asked: Sequence[Asked], *, machine: Machine, progress: Advance) -
     total = sum(len(one.prompts) for one in asked)
     for table in made.iter_batches(batch_format="pyarrow", batch_size=None):
         for row in table.to_pylist():
-            found = None if row["text"] is None else Answer(row["text"], row["tokens"])
-            answers[row["asked"]].append(found)
+            asked_by = row.pop("asked")
+            answers[asked_by].append(None if row["text"] is None else Answer(**row))
         progress(sum(map(len, answers)), total, "answers")
     return answers
 

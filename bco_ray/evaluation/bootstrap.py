@@ -1,13 +1,14 @@
-"""Intervals by resampling whole clusters (all votes on a prompt), many resamples at a time.
+"""Intervals by resampling whole clusters (all votes on a prompt, or of a user), many resamples at a time.
 
-Shapes: N rows, C clusters, R resamples. A statistic takes how often each row was drawn, weights (R, N), and gives (R,)
-values, NaN where it is undefined. All statistics of one pass see the same resamples, so a difference of two is paired.
+Shapes: N rows, C clusters, R resamples, K ways to cluster. A statistic takes how often each row was drawn, weights
+(R, N), and gives (R,) values, NaN where it is undefined. All statistics of one pass see the same resamples, so a
+difference of two is paired.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,22 +27,32 @@ FEWEST_DEFINED = 0.5
 
 @dataclass(frozen=True)
 class Drawn:
-    """A statistic of the rows as they are, and of each resample."""
+    """A statistic of the rows as they are, and of each resample, in each way to cluster them."""
 
     value: float
-    draws_R: Floats
+    draws_KR: Floats
 
     def __sub__(self, other: Drawn) -> Drawn:
         """Paired: both were drawn in one pass."""
-        return Drawn(self.value - other.value, self.draws_R - other.draws_R)
+        return Drawn(self.value - other.value, self.draws_KR - other.draws_KR)
+
+    def beside(self, other: Drawn) -> Drawn:
+        """The same statistic, as drawn in these ways and in those."""
+        return replace(self, draws_KR=np.concatenate([self.draws_KR, other.draws_KR]))
+
+    def without_draws(self) -> Drawn:
+        """Its value alone, where too little is behind it for an interval."""
+        return replace(self, draws_KR=self.draws_KR[:, :0])
 
     def estimate(self, confidence: float) -> Estimate:
-        """With the percentile interval (Efron 1979) of that confidence; None for what is undefined."""
-        defined_R = self.draws_R[np.isfinite(self.draws_R)]
-        if not np.isfinite(self.value) or len(defined_R) < max(1, FEWEST_DEFINED * len(self.draws_R)):
+        """With the percentile interval (Efron 1979) of that confidence, from the lowest to the highest end of all ways
+        to cluster; None for what is undefined.
+        """
+        ends = [_percentiles(draws_R, confidence) for draws_R in self.draws_KR]
+        known = [each for each in ends if each is not None]
+        if not np.isfinite(self.value) or not known or len(known) < len(ends):
             return Estimate(value=self.value if np.isfinite(self.value) else None, low=None, high=None)
-        low, high = np.quantile(defined_R, [(1 - confidence) / 2, (1 + confidence) / 2])
-        return Estimate(value=self.value, low=float(low), high=float(high))
+        return Estimate(value=self.value, low=min(low for low, _ in known), high=max(high for _, high in known))
 
 
 class Resamples:
@@ -71,7 +82,15 @@ def draw(statistics: Mapping[str, Statistic], resamples: Resamples, rows: int) -
         for weights_RN in resamples if rows else ():
             for name, statistic in statistics.items():
                 pieces[name].append(statistic(weights_RN))
-    return {name: Drawn(values[name], np.concatenate([*pieces[name], np.empty(0)])) for name in statistics}
+    return {name: Drawn(values[name], np.concatenate([*pieces[name], np.empty(0)])[None]) for name in statistics}
+
+
+def _percentiles(draws_R: Floats, confidence: float) -> tuple[float, float] | None:
+    defined_R = draws_R[np.isfinite(draws_R)]
+    if len(defined_R) < max(1, FEWEST_DEFINED * len(draws_R)):
+        return None
+    low, high = np.quantile(defined_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def _counts(random: np.random.Generator, draws: int, clusters: int) -> Floats:

@@ -14,7 +14,7 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from bco_ray.evaluation.votes import JudgedVotes, named
+from bco_ray.evaluation.votes import JudgedVotes, named, told_apart
 from bco_ray.models.loading import load_frozen
 from bco_ray.models.packing import fill_packs, lay_out
 from bco_ray.models.policy import Policy
@@ -27,7 +27,7 @@ from bco_ray.telemetry import Advance
 
 _JUDGED = pa.schema(
     [("reward", pa.float32()), ("label", pa.bool_()), ("logp", pa.float32()), ("tokens", pa.int64()),
-     ("prompt", pa.int64()), ("source", pa.string())]
+     ("prompt", pa.int64()), ("source", pa.string()), ("user", pa.string())]
 )  # fmt: skip
 """`tokens`: how many `logp` is the sum over. `prompt`: the prompt's hash."""
 
@@ -67,17 +67,22 @@ class RewardScorer:
         return pa.concat_tables([self._judge(parquet.read_table(path)) for path in paths])
 
     @torch.inference_mode()
+    def logps(self, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
+        """log pi of what each row's mask rates, float32."""
+        found_N = np.empty(len(ids), dtype=np.float32)
+        for numbers in fill_packs([len(row) for row in ids], self.max_tokens) if len(ids) else []:
+            pack = lay_out([ids[i] for i in numbers], [masks[i] for i in numbers])
+            found_N[numbers] = self.policy(pack.to(self.device)).cpu().numpy()
+        return found_N
+
     def _judge(self, shard: pa.Table) -> pa.Table:
         rows = shard.filter(pc.and_(pc.equal(shard["split"], "validation"), pc.greater(shard["weight"], 0)))
         ids, masks = Ragged(rows["input_ids"]), Ragged(rows["completion_mask"])
-        logps = np.empty(rows.num_rows, dtype=np.float32)
-        for numbers in fill_packs(ids.lengths, self.max_tokens) if rows.num_rows else []:
-            pack = lay_out([ids[i] for i in numbers], [masks[i] for i in numbers])
-            logps[numbers] = self.policy(pack.to(self.device)).cpu().numpy()
+        logps = self.logps(*([column[n] for n in range(rows.num_rows)] for column in (ids, masks)))
         rewards = self.beta * (logps - rows["reference_logp"].to_numpy())
         tokens = [int(masks[i][1:].sum()) for i in range(rows.num_rows)]
         numbers = [pa.array(rewards, pa.float32()), rows["label"], pa.array(logps), pa.array(tokens, pa.int64())]
-        return pa.table([*numbers, rows["prompt_hash"], rows["source"]], schema=_JUDGED)
+        return pa.table([*numbers, rows["prompt_hash"], rows["source"], rows["user"]], schema=_JUDGED)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,18 @@ class Machine:
     threads: int
     num_workers: int
     num_gpus: float
+
+    def scorer(self, directory: str, *, beta: float) -> RewardScorer:
+        """A copy of the model in a directory."""
+        return RewardScorer(
+            directory,
+            beta=beta,
+            max_tokens=self.max_tokens,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            device=self.device,
+            threads=self.threads,
+        )
 
 
 def evaluate_held_out(
@@ -143,8 +160,9 @@ def judge_held_out(
 class ScorerOfMany:
     """A Ray Data actor: judges by the model that an item names, and holds one at a time."""
 
-    def __init__(self, **settings: Any) -> None:
-        self._settings = settings
+    def __init__(self, beta: float, machine: Machine) -> None:
+        self._beta = beta
+        self._machine = machine
         self._scorer: tuple[str, RewardScorer] | None = None
 
     def __call__(self, items: pa.Table) -> pa.Table:
@@ -155,7 +173,7 @@ class ScorerOfMany:
     def _judged(self, model: int, directory: str, file: str) -> pa.Table:
         if self._scorer is None or self._scorer[0] != directory:
             self._scorer = None  # before the next is loaded
-            self._scorer = (directory, RewardScorer(directory, **self._settings))
+            self._scorer = (directory, self._machine.scorer(directory, beta=self._beta))
         rows = self._scorer[1](pa.table({"file": [file]}))
         return rows.append_column("model", pa.array([model] * rows.num_rows, pa.int32()))
 
@@ -165,14 +183,7 @@ def _scored_anew(items: list[dict[str, Any]], beta: float, machine: Machine) -> 
         return
     judged = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         ScorerOfMany,
-        fn_constructor_kwargs={
-            "beta": beta,
-            "max_tokens": machine.max_tokens,
-            "dtype": machine.dtype,
-            "quantization": machine.quantization,
-            "device": machine.device,
-            "threads": machine.threads,
-        },
+        fn_constructor_kwargs={"beta": beta, "machine": machine},
         compute=ActorPoolStrategy(min_size=1, max_size=machine.num_workers),
         num_gpus=machine.num_gpus,
         batch_format="pyarrow",
@@ -182,8 +193,8 @@ def _scored_anew(items: list[dict[str, Any]], beta: float, machine: Machine) -> 
 
 
 def _as_votes(rows: pa.Table) -> JudgedVotes:
-    columns = {f"{name}_N": rows[name].to_numpy() for name in _JUDGED.names if name != "source"}
-    return JudgedVotes(**columns, source_N=named(rows["source"]))
+    columns = {f"{name}_N": rows[name].to_numpy() for name in _JUDGED.names if name not in ("source", "user")}
+    return JudgedVotes(**columns, source_N=named(rows["source"]), user_N=told_apart(rows["user"]))
 
 
 def reward_metrics(

@@ -1,4 +1,5 @@
-"""Held-out votes judged by a model: every number about them, with intervals over prompts, and against another model's.
+"""Held-out votes judged by a model: every number about them, with intervals over prompts and users, and against another
+model's.
 
 N rows, one per vote.
 """
@@ -6,24 +7,32 @@ N rows, one per vote.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bco_ray.evaluation.bootstrap import Drawn, Floats, Resamples, Statistic, draw
 from bco_ray.evaluation.calibration import brier_of, ece_of, probability, reliability
 from bco_ray.evaluation.weighted import Labels, auc_of, average_of, difference_of, mean_of, on_rows, spearman_of
 from bco_ray.objective.source_offsets import SourceOffsets
-from bco_ray.storage.evaluations import Group, Metrics, RewardBars, Votes
+from bco_ray.storage.evaluations import FEWEST_OF_A_CLASS, FEWEST_PROMPTS, Group, Metrics, RewardBars, Votes
+
+Key = tuple[str, str, str]
+"""Kind of group, its name, metric; the group of all votes is ("", "")."""
 
 MOST_SOURCES = 20
 """Others are left out; all are in the totals."""
 _UNNAMED = "(none)"
 _BARS = 40
+
+_OF_BOTH = {"auc", "balanced_accuracy", "margin", "brier", "ece"}
+"""What is undefined without votes of both kinds."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class JudgedVotes:
-    """`tokens_N`: of the completion. `prompt_N` tells prompts apart; votes on one stand or fall together."""
+    """`tokens_N`: of the completion. `prompt_N` tells prompts apart, `user_N` users (a vote without one has one of its
+    own): votes on one prompt, or of one user, stand or fall together.
+    """
 
     reward_N: Floats
     label_N: Labels
@@ -47,6 +58,7 @@ class JudgedVotes:
     tokens_N: NDArray[np.int64]
     prompt_N: NDArray[np.int64]
     source_N: NDArray[np.str_]
+    user_N: NDArray[np.int64]
 
     @cached_property
     def own_delta(self) -> float:
@@ -92,12 +104,10 @@ def measure(
     rows = len(votes.reward_N)
     delta_N = votes.deltas(delta, offsets)
     groups = {("", ""): _overall(votes, delta_N, settings), **_classes(votes, delta_N), **_sources(votes, delta_N)}
-    flat = {(*key, name): statistic for key, found in groups.items() for name, statistic in found.items()}
-    resamples = Resamples(votes.prompt_N, count=settings.resamples, seed=settings.seed)
-    drawn = draw({"\0".join(key): statistic for key, statistic in flat.items()}, resamples, rows)
+    drawn = _drawn(votes, groups, settings)
 
     def metrics(*key: str) -> Metrics:
-        return {name: drawn["\0".join((*key, name))].estimate(settings.confidence) for name in groups[key[0], key[1]]}
+        return {name: drawn[key[0], key[1], name].estimate(settings.confidence) for name in groups[key[0], key[1]]}
 
     p_N = probability(votes.reward_N, delta_N)
     result = Votes(
@@ -114,7 +124,40 @@ def measure(
         bars=_bars(votes),
         delta_by_source=offsets.deltas(delta) if offsets else {},
     )  # fmt: skip
-    return Measured(result, {name: drawn["\0\0" + name] for name in groups["", ""]})
+    return Measured(result, {name: drawn["", "", name] for name in groups["", ""]})
+
+
+def _drawn(
+    votes: JudgedVotes, groups: Mapping[tuple[str, str], Mapping[str, Statistic]], settings: Settings
+) -> dict[Key, Drawn]:
+    """By prompt, and by user where one has voted more than once. What too few prompts are behind has no draws."""
+    flat = {"\0".join((*key, name)): statistic for key, found in groups.items() for name, statistic in found.items()}
+    several = len(np.unique(votes.user_N)) < len(votes.user_N)
+    by_prompt, *by_user = (
+        draw(flat, Resamples(of_N, count=settings.resamples, seed=settings.seed), len(votes.user_N))
+        for of_N in ([votes.prompt_N, votes.user_N] if several else [votes.prompt_N])
+    )
+    drawn = {}
+    for key, found in groups.items():
+        alone, both = _suffice(votes, *key)
+        for name in found:
+            flat_name = "\0".join((*key, name))
+            one = by_prompt[flat_name].beside(by_user[0][flat_name]) if by_user else by_prompt[flat_name]
+            drawn[*key, name] = one if (both if name in _OF_BOTH else alone) else one.without_draws()
+    return drawn
+
+
+def _suffice(votes: JudgedVotes, kind: str, name: str) -> tuple[bool, bool]:
+    """Whether enough prompts are behind a group for intervals to mean anything; and for those of both classes."""
+    everything_N = np.ones_like(votes.label_N)
+    of_N = {"class": _of_class(votes, name), "source": votes.source_N == name}.get(kind, everything_N)
+    enough = _prompts(votes, of_N) >= FEWEST_PROMPTS
+    of_a_class = min(_prompts(votes, of_N & side_N) for side_N in (votes.label_N, ~votes.label_N))
+    return enough, enough and of_a_class >= FEWEST_OF_A_CLASS
+
+
+def _prompts(votes: JudgedVotes, of_N: Labels) -> int:
+    return len(np.unique(votes.prompt_N[of_N]))
 
 
 def _overall(votes: JudgedVotes, delta_N: Floats, settings: Settings) -> dict[str, Statistic]:
@@ -174,8 +217,8 @@ def _of_class(votes: JudgedVotes, name: str) -> Labels:
 
 
 def _counts(votes: JudgedVotes, of_N: Labels) -> dict[str, int]:
-    prompts = len(np.unique(votes.prompt_N[of_N]))
-    return {"rows": int(of_N.sum()), "ups": int(votes.label_N[of_N].sum()), "prompts": prompts}
+    ups = int(votes.label_N[of_N].sum())
+    return {"rows": int(of_N.sum()), "ups": ups, "prompts": _prompts(votes, of_N)}
 
 
 def _group(votes: JudgedVotes, of_N: Labels, metrics: Metrics) -> Group:
@@ -191,3 +234,11 @@ def _bars(votes: JudgedVotes) -> RewardBars:
 def named(sources: pa.ChunkedArray) -> NDArray[np.str_]:
     """A column of sources as `JudgedVotes` has them."""
     return np.array([source or _UNNAMED for source in sources.to_pylist()], dtype=np.str_)
+
+
+def told_apart(users: pa.ChunkedArray) -> NDArray[np.int64]:
+    """A column of users as `JudgedVotes` has them: a vote without a user has a number of its own."""
+    number_N = pc.index_in(users, value_set=pc.unique(users.drop_null()))
+    own_N = pa.array(len(users) + np.arange(len(users), dtype=np.int64))
+    numbers: NDArray[np.int64] = pc.coalesce(pc.cast(number_N, pa.int64()), own_N).to_numpy()
+    return numbers

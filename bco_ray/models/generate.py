@@ -22,11 +22,14 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Generated:
-    """One sampled answer. `token_ids` leave out the end token; `finish_reason` is `stop` (it came) or `length`."""
+    """One sampled answer. `token_ids` leave out the end token; `finish_reason` is `stop` (it came: `end_id`) or
+    `length`.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: str
+    end_id: int | None = None
 
 
 def generate(
@@ -113,5 +116,6 @@ def _sample(model: Any, rows: list[list[int]], config: GenerationConfig, pad: in
 
 def _answer(tokenizer: Any, new_ids: list[int], ends: frozenset[int]) -> Generated:
     stop = next((n for n, i in enumerate(new_ids) if i in ends), None)
-    ids = new_ids if stop is None else new_ids[:stop]
-    return Generated(tokenizer.decode(ids, skip_special_tokens=True), ids, "length" if stop is None else "stop")
+    ids, end_id = (new_ids, None) if stop is None else (new_ids[:stop], new_ids[stop])
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return Generated(text, ids, "length" if stop is None else "stop", end_id)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bco_ray.config import JudgeSpec
 from bco_ray.config.evaluation import JUDGE_PROMPT
 from bco_ray.errors import ServingError
 from bco_ray.evaluation.answering import Answer, Asked, Sampling, answers_to
 from bco_ray.evaluation.bootstrap import Resamples, draw
+from bco_ray.evaluation.divergence import log_ratios
 from bco_ray.evaluation.endpoint import EndpointJudge
 from bco_ray.evaluation.judging import Judge, Outcome, Pair, judge_pairs, rule, win_rate
 from bco_ray.evaluation.prompts import HeldOutPrompt, as_text, held_out_prompts
@@ -22,17 +24,20 @@ from bco_ray.evaluation.weighted import mean_of
 from bco_ray.pipeline.contenders import Contender
 from bco_ray.pipeline.measuring import machine_of
 from bco_ray.pipeline.resolved import ResolvedJob
-from bco_ray.storage.evaluations import Estimate, Opponent, RegressionCase
+from bco_ray.storage.evaluations import FEWEST_PROMPTS, Estimate, Opponent, RegressionCase
 from bco_ray.storage.scored import ScoredManifest
 from bco_ray.telemetry import Phases
 
 
 @dataclass(frozen=True)
 class Answers:
-    """To the same prompts: by contender, the model first; None where one had no room."""
+    """To the same prompts: by contender, the model first; None where one had no room. `sampled`: the model's own at
+    temperature 1, as its probabilities are.
+    """
 
     prompts: list[HeldOutPrompt]
     by_contender: list[list[Answer | None]]
+    sampled: list[Answer | None]
 
 
 def judge_of(spec: JudgeSpec) -> Judge:
@@ -57,12 +62,18 @@ def answer_prompts(
     records = job.storage / "records" / scored.records
     prompts = held_out_prompts(job.scored_directory, scored, records, count=spec.samples, seed=spec.seed)
     sampling = Sampling(spec.max_new_tokens, spec.temperature, spec.seed)
+    asked_for = [prompt.messages for prompt in prompts]
     must = [[message.model_dump(exclude_none=True) for message in case.prompt] for case in cases]
-    asked = [Asked(who[0].directory, must, replace(sampling, temperature=0.0))]
-    asked += [Asked(contender.directory, [prompt.messages for prompt in prompts], sampling) for contender in who]
+    asked = [
+        Asked(who[0].directory, must, replace(sampling, temperature=0.0)),
+        Asked(who[0].directory, asked_for if spec.temperature != 1 else [], replace(sampling, temperature=1.0)),
+        *(Asked(contender.directory, asked_for, sampling) for contender in who),
+    ]
     with phases.phase("answers") as advance:
-        tried, *found = answers_to(asked, machine=machine_of(job), progress=advance)
-    return Answers(prompts, found), [_tried(case, answer) for case, answer in zip(cases, tried, strict=True)]
+        tried, sampled, *found = answers_to(asked, machine=machine_of(job), progress=advance)
+    return Answers(prompts, found, sampled or found[0]), [
+        _tried(case, answer) for case, answer in zip(cases, tried, strict=True)
+    ]
 
 
 def _tried(case: Case, answer: Answer | None) -> RegressionCase:
@@ -112,8 +123,9 @@ def opponent(
     return Opponent(
         model=other.name,
         role=other.role or "named",
+        is_reference=other.is_reference,
         votes=measured[place].votes if measured[place].votes.rows else None,
-        difference=measured[0].less(measured[place], confidence),
+        difference={} if other.is_reference else measured[0].less(measured[place], confidence),
         answer_tokens=mean_tokens(job, answers.by_contender[place]),
         win_rate=win_rate(decided, judge.name, confidence) if decided is not None and judge else None,
     )
@@ -121,10 +133,23 @@ def opponent(
 
 def mean_tokens(job: ResolvedJob, answers: Sequence[Answer | None]) -> Estimate:
     """Mean length of the answers."""
-    spec = job.spec.evaluation
-    lengths_N = np.array([answer.tokens for answer in answers if answer], np.float64)
-    resamples = Resamples(np.arange(len(lengths_N)), count=spec.resamples, seed=spec.seed)
-    return draw({"tokens": mean_of(lengths_N)}, resamples, len(lengths_N))["tokens"].estimate(spec.confidence)
+    return _mean(job, [answer.tokens for answer in answers if answer])
+
+
+def kl_on_policy(job: ResolvedJob, model: Contender, answers: Answers, phases: Phases) -> Estimate:
+    """KL(model || reference) in nats per answer, as far as answers go; unknown where none were sampled."""
+    said = [answer for answer in answers.sampled if answer]
+    with phases.phase("answers") as advance:
+        ratios_N = log_ratios(said, model.directory, job.reference_directory, machine=machine_of(job), progress=advance)
+    return _mean(job, ratios_N)
+
+
+def _mean(job: ResolvedJob, values_N: ArrayLike) -> Estimate:
+    """Of one value per prompt."""
+    spec, values = job.spec.evaluation, np.asarray(values_N, np.float64)
+    resamples = Resamples(np.arange(len(values)), count=spec.resamples, seed=spec.seed)
+    drawn = draw({"mean": mean_of(values)}, resamples, len(values))["mean"]
+    return (drawn if len(values) >= FEWEST_PROMPTS else drawn.without_draws()).estimate(spec.confidence)
 
 
 def answers_row(

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from bco_ray.config import JobSpec, load_spec
 from bco_ray.errors import SpecError
 from bco_ray.models import loading
 from bco_ray.objective import LOSSES, RewardShift, SourceOffsets
+from bco_ray.pipeline.leaks import leak_of
 from bco_ray.pipeline.resolve import resolve_model
 from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.pipeline.source_shift import offsets_of
 from bco_ray.storage import files
 from bco_ray.storage.aliases import PROD
+from bco_ray.storage.evaluations import Role
 from bco_ray.storage.registry import ModelVersion, Registry
-
-Role = Literal["base", "live", "named"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class Contender:
     """`name`: `bot/3`, or a directory. `role`: why it takes part; None: it is the model that is evaluated.
 
     `delta`: the reward shift its training ended with; None if that is not known or was measured by something else.
-    `is_reference`: its rewards are 0. `note`: what to keep in mind of its numbers. `offsets`: of each source's delta,
-    where it was trained with them and `delta` is known.
+    `is_reference`: its rewards are 0. `leaks`: why it may have been trained on the held-out votes. `offsets`: of each
+    source's delta, where it was trained with them and `delta` is known.
     """
 
     name: str
@@ -35,12 +34,13 @@ class Contender:
     directory: str
     delta: float | None
     is_reference: bool
-    note: str | None
+    leaks: str | None
     offsets: SourceOffsets | None = None
 
 
 def contenders(job: ResolvedJob, version: ModelVersion, against: Sequence[str]) -> tuple[Contender, list[Contender]]:
-    """The model, and those it is compared with: the ones named, else the base and what is live of the name.
+    """The model, and those it is compared with: the ones named, else the base, what is live of the name, and the
+    reference where that is neither.
 
     Raises SpecError for one that reads other tokens, or where none is left that is not the model itself; ModelError,
     StorageError.
@@ -79,6 +79,8 @@ def _usual(job: ResolvedJob, version: ModelVersion) -> Iterator[Contender]:
     live = registry.aliases(version.name).get(PROD)
     if live is not None:
         yield _registered(job, registry.get(version.name, live), "live")
+    if job.spec.model.reference is not None:
+        yield _contender(job, job.spec.model.reference, "reference")
 
 
 def _named(job: ResolvedJob, names: Sequence[str]) -> Iterator[Contender]:
@@ -99,29 +101,15 @@ def _registered(job: ResolvedJob, version: ModelVersion, role: Role | None) -> C
     known = (run / "spec.resolved.yaml").is_file() and (run / "outcome.json").is_file()
     spec = load_spec(run / "spec.resolved.yaml") if known else None
     delta = final_delta(run, spec) if spec is not None and _measured_alike(job, version, spec) else None
-    note = _seen_before(job, version, spec)
     offsets = None if delta is None else offsets_of(run)
-    return Contender(version.reference, role, directory, delta, _is_reference(job, directory), note, offsets)
+    leaks = leak_of(job, version)
+    return Contender(version.reference, role, directory, delta, _is_reference(job, directory), leaks, offsets)
 
 
 def _measured_alike(job: ResolvedJob, version: ModelVersion, spec: JobSpec) -> bool:
     """Whether the run's rewards are those of this job: the same reference, the same beta."""
     same = version.lineage.get("reference_fingerprint") == job.reference_fingerprint
     return same and spec.objective.beta == job.spec.objective.beta
-
-
-def _seen_before(job: ResolvedJob, version: ModelVersion, spec: JobSpec | None) -> str | None:
-    """Held out here is held out of its training if that held out as much: the split goes by the prompt's hash."""
-    if version.lineage.get("scored") == job.scored_directory.name:
-        return None
-    if spec is None:
-        return f"{version.reference}: its run is not in this storage, so it may have been trained on these votes."
-    if spec.data.validation < job.spec.data.validation:
-        return (
-            f"{version.reference} was trained with data.validation {spec.data.validation:g}, less than the "
-            f"{job.spec.data.validation:g} here: it may have been trained on some of these votes."
-        )
-    return None
 
 
 def _is_reference(job: ResolvedJob, directory: str) -> bool:

@@ -17,6 +17,7 @@ from bco_ray.pipeline.comparing import (
     answers_row,
     judge_answers,
     judge_of,
+    kl_on_policy,
     mean_tokens,
     opponent,
 )
@@ -27,13 +28,10 @@ from bco_ray.pipeline.measuring import measure_votes
 from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.storage import evaluations as stored
 from bco_ray.storage import files
-from bco_ray.storage.evaluations import Evaluation
+from bco_ray.storage.evaluations import FEWEST_OF_A_CLASS, FEWEST_PROMPTS, Evaluation, Votes
 from bco_ray.storage.registry import ModelVersion, Registry
 from bco_ray.storage.scored import ScoredManifest
 from bco_ray.telemetry import Phases
-
-FEW_PROMPTS = 30
-"""Fewer clusters than these, and percentiles of a bootstrap are too narrow."""
 
 
 def evaluate_version(
@@ -58,15 +56,18 @@ def evaluate_version(
         model=version.reference,
         at=int(time.time()),
         run=version.lineage.get("run"),
+        files=stored.files_digest(version.directory),
         scored=job.scored_directory.name,
         beta=job.spec.objective.beta,
         settings=settings.model_dump(mode="json"),
         votes=measured[0].votes if measured[0].votes.rows else None,
         answers=len(answers.prompts),
         answer_tokens=mean_tokens(job, answers.by_contender[0]),
+        kl_on_policy=kl_on_policy(job, model, answers, phases),
         opponents=opponents,
         regression=tried or None,
         gate=job.spec.gate.model_dump(mode="json", exclude_none=True) if job.spec.gate else None,
+        leaks=model.leaks,
         notes=_notes([model, *others], measured[0]),
         seconds=_seconds(phases, before),
         bco_ray=bco_ray.__version__,
@@ -76,18 +77,33 @@ def evaluate_version(
 
 
 def _notes(who: Sequence[Contender], measured: Measured) -> list[str]:
-    notes = [contender.note for contender in who if contender.note]
+    notes = [contender.leaks for contender in who if contender.leaks]
+    notes += [
+        f"{other.name} is the reference: its rewards are all 0 by definition, so none are compared with it."
+        for other in who[1:]
+        if other.is_reference
+    ]
     votes = measured.votes
     if not votes.rows:
         notes.append("No votes are held out (data.validation is 0, or the log is too small).")
-    elif votes.prompts < FEW_PROMPTS:
-        notes.append(f"Only {votes.prompts} prompts are held out: the intervals themselves are uncertain.")
+    elif few := _few(votes):
+        notes.append(few)
     if votes.rows and votes.delta_from == "votes":
         notes.append(
             "delta is taken from the held-out votes themselves (the training's is not known or was measured by another "
             "reference or beta): accuracy and calibration look slightly better than they are."
         )
     return notes
+
+
+def _few(votes: Votes) -> str | None:
+    up, down = votes.by_class["up"].prompts, votes.by_class["down"].prompts
+    if votes.prompts >= FEWEST_PROMPTS and min(up, down) >= FEWEST_OF_A_CLASS:
+        return None
+    return (
+        f"Only {votes.prompts} prompts are held out, {up} with a thumbs-up and {down} with a thumbs-down: there are no "
+        f"intervals below {FEWEST_PROMPTS}, and none of what tells the two apart below {FEWEST_OF_A_CLASS} of each."
+    )
 
 
 def _seconds(phases: Phases, before: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ METRICS = {
     "accuracy": "accuracy at delta",
     "balanced_accuracy": "accuracy at delta, classes weighing the same",
     "margin": "mean reward of ups less that of downs",
-    "kl": "KL estimate to the reference, nats per answer",
+    "kl": "KL estimate to the reference on rated answers, nats per answer",
     "brier": "Brier score (0.25: says nothing)",
     "ece": "calibration error",
     "length_correlation": "rank correlation of reward and length",
@@ -78,8 +78,16 @@ def said(estimate: Estimate | None) -> str:
 def _parts(found: Evaluation) -> list[str]:
     when = datetime.fromtimestamp(found.at, UTC).strftime("%Y-%m-%d")
     confidence = found.settings.get("confidence", 0.95)
-    intro = f"Of {when}, by bco-ray {found.bco_ray}. Intervals are of {confidence:.0%}, over prompts."
-    return [intro, _votes(found), _comparisons(found), _regression(found), _gate(found), *_quoted(found.notes)]
+    intro = f"Of {when}, by bco-ray {found.bco_ray}. Intervals are of {confidence:.0%}, over prompts and users."
+    return [
+        intro,
+        _votes(found),
+        _answers(found),
+        _comparisons(found),
+        _regression(found),
+        _gate(found),
+        *_quoted(found.notes),
+    ]
 
 
 def _votes(found: Evaluation) -> str:
@@ -91,6 +99,13 @@ def _votes(found: Evaluation) -> str:
     return "\n".join([head, "", "| on held-out votes | value |", "|---|---|", *lines])
 
 
+def _answers(found: Evaluation) -> str:
+    if not found.answers:
+        return ""
+    far = f"KL to the reference on its own answers: {said(found.kl_on_policy)} nats per answer."
+    return f"Of {found.answers} held-out prompts. Mean length of its answers: {said(found.answer_tokens)} tokens. {far}"
+
+
 def _comparisons(found: Evaluation) -> str:
     lines = [
         f"| {_cell(other.model)} ({other.role}) | {said(other.difference.get('auc'))} | "
@@ -100,10 +115,9 @@ def _comparisons(found: Evaluation) -> str:
     if not lines:
         return ""
     judges = {other.win_rate.judge for other in found.opponents if other.win_rate}
-    by = f" Win rates over {found.answers} held-out prompts by {', '.join(sorted(judges))}." if judges else ""
-    head = f"Mean length of its answers: {said(found.answer_tokens)} tokens.{by}"
+    by = [f"Win rates by {', '.join(sorted(judges))}.", ""] if judges else []
     table = ["| compared with | AUC better by | win rate | its tokens per answer |", "|---|---|---|---|", *lines]
-    return "\n".join([head, "", *table])
+    return "\n".join([*by, *table])
 
 
 def _regression(found: Evaluation) -> str:

@@ -34,6 +34,7 @@ def lineage_of(job: ResolvedJob, scored: ScoredManifest, evaluation: dict[str, A
         "sources": [{"path": s.path, "bytes": s.bytes, "format": s.format} for s in job.log.sources],
         "records": {"directory": job.log.directory.name, **records.model_dump(include=_COUNTS)},
         "scored": job.scored_directory.name,
+        "validation": job.spec.data.validation,
         "shards": _shard_digests(job, scored),
         "votes": {"read": scored.read, "kept": scored.kept, "drops": scored.drops},
         "mixture": scored.mixture,

@@ -61,8 +61,8 @@ def run_job(job: ResolvedJob, phases: Phases) -> RunOutcome:
     train_job(job, phases)
     evaluation = evaluate_job(job, phases)
     version = register_job(job, evaluation)
-    gate, evaluated = job.spec.gate, Registry(job.storage).evaluations(version.name).numbers(version.version)
-    if gate is not None and gate.evaluates and not evaluated:
+    gate, evaluated = job.spec.gate, Registry(job.storage).evaluations(version.name).latest(version.version)
+    if gate is not None and gate.evaluates and evaluated is None:
         evaluate_version(job, scored, version, (), phases)
     return RunOutcome(job, scored, evaluation, version)
 

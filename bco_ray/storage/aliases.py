@@ -33,7 +33,8 @@ class Aliases:
     """One moment of one name: alias -> version, the canary, and every change that led there, oldest first.
 
     An entry of the history is a move `{alias, version, was, at}` (`rollback: true` if it went back, `forced`: what was
-    against it), or a canary's new share `{canary, was, at}`; `because`: why, where nobody but the server did it.
+    against it), or a canary's new share `{canary, was, at}`; `because`: why, where nobody but the server did it; `by`:
+    who, where it was done on the command line.
     """
 
     aliases: dict[str, int]

@@ -21,6 +21,15 @@ ANSWERS = "answers.jsonl"
 PAGE = "report.html"
 CARD = "README.md"
 
+FEWEST_PROMPTS = 30
+"""With fewer behind it, a number has no interval: percentiles of a bootstrap are too narrow then, down to no width."""
+
+FEWEST_DECIDED = 0.8
+"""Share of the pairs that a judge must have decided; which it leaves open is not left to chance."""
+
+FEWEST_OF_A_CLASS = 10
+"""Prompts with a thumbs-up, and prompts with a thumbs-down, for what tells the two apart."""
+
 
 class Part(BaseModel):
     """Of an evaluation."""
@@ -35,6 +44,8 @@ class Estimate(Part):
     low: float | None = None
     high: float | None = None
 
+
+UNKNOWN = Estimate(value=None)
 
 Metrics = dict[str, Estimate]
 
@@ -85,7 +96,8 @@ class Votes(Group):
 class WinRate(Part):
     """Pairs of answers; each was judged in both orders, and one that was judged differently is a tie.
 
-    `swayed`: of the ties, those. `undecided`: the judge gave no verdict; they are in no rate.
+    `swayed`: of the ties, those. `undecided`: the judge gave no verdict; they are in no rate. Where they are too many,
+    the rate says nothing to a gate.
     """
 
     judge: str
@@ -96,12 +108,28 @@ class WinRate(Part):
     undecided: int
     rate: Estimate
 
+    @property
+    def decided(self) -> int:
+        """Pairs with a verdict."""
+        return self.wins + self.ties + self.losses
+
+    @property
+    def suffices(self) -> bool:
+        """Whether enough pairs were decided."""
+        return self.decided >= FEWEST_DECIDED * (self.decided + self.undecided)
+
+
+Role = Literal["base", "live", "reference", "named"]
+
 
 class Opponent(Part):
-    """What the model was compared with. `difference`: the model's metrics less this one's, paired."""
+    """What the model was compared with. `difference`: the model's metrics less this one's, paired; of the reference
+    there is none, as all its rewards are 0 by definition.
+    """
 
     model: str
-    role: Literal["base", "live", "named"]
+    role: Role
+    is_reference: bool = False
     votes: Votes | None
     difference: Metrics
     answer_tokens: Estimate
@@ -124,25 +152,35 @@ class RegressionCase(Part):
 class Evaluation(Part):
     """One evaluation of one version. `gate`: the policy of the spec it was made with, if that has one.
 
-    `settings`: the spec's section. `answers`: how many held-out prompts were answered. `notes`: what to keep in mind.
+    `files`: a digest of the version's files, so that it counts for no other weights (None: it was made before there was
+    one). `settings`: the spec's section. `answers`: how many held-out prompts were answered. `kl_on_policy`:
+    KL(model || reference) in nats per answer, from answers of its own. `leaks`: why the model may have been trained on
+    these votes. `notes`: what to keep in mind.
     """
 
     format: Literal["evaluation/1"] = "evaluation/1"
     model: str
     at: int
     run: str | None
+    files: str | None = None
     scored: str
     beta: float
     settings: dict[str, Any]
     votes: Votes | None
     answers: int
     answer_tokens: Estimate
+    kl_on_policy: Estimate = UNKNOWN
     opponents: list[Opponent]
     regression: list[RegressionCase] | None
     gate: dict[str, Any] | None
+    leaks: str | None = None
     notes: list[str] = Field(default_factory=list)
     seconds: dict[str, float] = Field(default_factory=dict)
     bco_ray: str
+
+    def is_of(self, digest: str | None) -> bool:
+        """Whether it was made of the files with this digest, as far as both are known."""
+        return None in (self.files, digest) or self.files == digest
 
 
 class Evaluations:
@@ -150,6 +188,7 @@ class Evaluations:
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "evaluations"
+        self._versions = directory
 
     def numbers(self, version: int) -> list[int]:
         """Ascending."""
@@ -177,9 +216,17 @@ class Evaluations:
                                "evaluate the version again.") from None  # fmt: skip
 
     def latest(self, version: int) -> Evaluation | None:
-        """The one that counts."""
-        numbers = self.numbers(version)
-        return self.get(version, numbers[-1]) if numbers else None
+        """The one that counts. Raises StorageError."""
+        found = self.last(version)
+        return found[1] if found else None
+
+    def last(self, version: int) -> tuple[int, Evaluation] | None:
+        """The one that counts, and its number: the last of the files that are there now. A version that was deleted may
+        have left its own to the next one of this number. Raises StorageError.
+        """
+        now = files_digest(self._versions / str(version))
+        found = ((number, self.get(version, number)) for number in reversed(self.numbers(version)))
+        return next((each for each in found if each[1].is_of(now)), None)
 
     def add(self, version: int, evaluation: Evaluation, more: Mapping[str, bytes]) -> Path:
         """Write the next one, with `more` files beside it; returns its directory."""
@@ -203,6 +250,13 @@ class Evaluations:
 
     def copy_card(self, version: int, target: Path) -> None:
         """The card of the version's last evaluation, if there is one, as that of a model copied to `target`."""
-        places = self.places(version)
-        if places and (card := places[-1] / CARD).is_file():
+        found = self.last(version)
+        if found and (card := self.place(version, found[0]) / CARD).is_file():
             files.write_bytes(target / CARD, card.read_bytes())
+
+
+def files_digest(version: Path) -> str | None:
+    """Of a version's files, as they were registered; None for one that has no digests of them."""
+    lineage = version / "lineage.json"
+    listed = files.read_json(lineage).get("files") if lineage.is_file() else None
+    return files.digest(listed) if listed else None

@@ -2,7 +2,8 @@
 
 Versions are integers, written once and never changed; `lineage.json` has a digest of every file. An alias (`prod`,
 `candidate`) points at one and is moved by compare-and-set. A reference is `name/3`, `name@prod`, or `name` (the alias
-`prod` if set, else the newest version whose gate is not shut). `prod` points at no version that does not pass its gate.
+`prod` if set, else the newest version whose gate is not shut). `prod` points at no version that does not pass its gate,
+and at none without a gate after one that has one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 ALIAS = r"[A-Za-z0-9_-]+"
 
 _REFERENCE = re.compile(rf"(?P<name>{NAME})(?:/(?P<version>\d+)|@(?P<alias>{ALIAS}))?")
-_LINEAGE = "lineage.json"
+LINEAGE = "lineage.json"
 _MOVE_SECONDS = 5.0
 """How long a move of an alias waits for its turn."""
 _BUSY = "busy: somebody else is writing there, perhaps a new version; try again."
@@ -69,7 +70,7 @@ class Registry:
         """Finished versions of `name`, ascending."""
         directory = self.root / name
         found = directory.iterdir() if directory.is_dir() else ()
-        return sorted(int(d.name) for d in found if d.name.isdigit() and files.is_there(d) and (d / _LINEAGE).is_file())
+        return sorted(int(d.name) for d in found if d.name.isdigit() and files.is_there(d) and (d / LINEAGE).is_file())
 
     def aliases(self, name: str) -> dict[str, int]:
         """Alias -> version."""
@@ -99,7 +100,7 @@ class Registry:
             with files.new_directory(self.root / name / str(number)) as scratch:
                 shutil.copytree(source, scratch, dirs_exist_ok=True)
                 own = {"name": name, "version": number, "registered_at": int(time.time()), "files": digests}
-                files.write_json(scratch / _LINEAGE, {**lineage, **own})
+                files.write_json(scratch / LINEAGE, {**lineage, **own})
         return self.get(name, number)
 
     def verify(self, name: str, version: int, at: Path | None = None) -> bool:
@@ -124,9 +125,9 @@ class Registry:
     def get(self, name: str, version: int) -> ModelVersion:
         """Raises ModelError naming the versions there are."""
         directory = self.root / name / str(version)
-        if not (files.is_there(directory) and (directory / _LINEAGE).is_file()):
+        if not (files.is_there(directory) and (directory / LINEAGE).is_file()):
             raise UnknownVersionError(f"{name}/{version}: no such model version in {self.root}. {self._known(name)}")
-        return ModelVersion(name, version, directory, files.read_json(directory / _LINEAGE))
+        return ModelVersion(name, version, directory, files.read_json(directory / LINEAGE))
 
     def resolve(self, reference: str) -> ModelVersion:
         """The version that `name/3`, `name@alias` or `name` means now. Raises ModelError."""
@@ -164,10 +165,16 @@ class Registry:
         return policy_of(self.get(name, version).lineage.get("gate"), self.evaluations(name).latest(version))
 
     def refusals(self, name: str, version: int) -> list[str] | None:
-        """What is against pointing `prod` at a version now, [] if nothing is; None: it has no gate."""
+        """What is against pointing `prod` at a version now, [] if nothing is; None: neither it nor what is live (or
+        while nothing is, one before it) has a gate.
+        """
         evaluation = self.evaluations(name).latest(version)
         policy = self.policy(name, version)
         live = self.aliases(name).get(PROD)
+        if policy is None or not policy.evaluates:
+            before = [live] if live else [number for number in reversed(self.versions(name)) if number < version]
+            if gated := next((number for number in before if self._gated(name, number)), None):
+                return [f"it has none, and {name}/{gated} has one: evaluate it with a spec that has a gate"]
         other = None if live in (None, version) else f"{name}/{live}"
         return None if policy is None else refusals(policy, evaluation, other)
 
@@ -180,8 +187,10 @@ class Registry:
         *,
         force: bool = False,
         because: str | None = None,
+        by: str | None = None,
     ) -> int | None:
-        """Point `alias` at `version`; returns where it pointed before (None: it was unset).
+        """Point `alias` at `version`; returns where it pointed before (None: it was unset). The history shows why
+        (`because`) and who did it (`by`).
 
         Raises ModelError; GateError if `alias` is `prod` and the version does not pass its gate, unless `force`, which
         the history then shows; ConflictError if `expected` is given (None: unset) and not where it points now;
@@ -195,7 +204,7 @@ class Registry:
             _require_expected(f"{name}@{alias}", was, expected)
             if was != version:
                 against = self._against(name, version, alias, force=force)
-                more = {"forced": against, "because": because}
+                more = {"forced": against, "because": because, "by": by}
                 book.move(self.root / name, alias, version, **{key: value for key, value in more.items() if value})
         return was
 
@@ -255,6 +264,14 @@ class Registry:
         known = (self.get(name, version) for version in self.versions(name))
         return next((version for version in known if run is not None and version.lineage.get("run") == run), None)
 
+    def _gated(self, name: str, version: int) -> bool:
+        """Whether its gate has thresholds, or cannot be read."""
+        try:
+            policy = self.policy(name, version)
+        except StorageError:
+            return True
+        return policy is not None and policy.evaluates
+
     def _shut(self, name: str, version: int) -> bool:
         """Its gate; what cannot be read is no pass."""
         try:
@@ -284,7 +301,7 @@ def _require_expected(alias: str, now: int | None, expected: int | EllipsisType 
 
 def _digests(directory: Path) -> dict[str, str]:
     """SHA-256 of every file that makes the version what it is, by its path in the directory."""
-    paths = (p for p in files.list_files(directory) if p != directory / _LINEAGE)
+    paths = (p for p in files.list_files(directory) if p != directory / LINEAGE)
     try:
         return {p.relative_to(directory).as_posix(): files.sha256(p) for p in paths}
     except OSError as error:

@@ -18,7 +18,8 @@ from bco_ray.storage.evaluations import (
 
 
 def made_evaluation(model: str, *, against: str | None = None, gate: dict[str, Any] | None = None) -> Evaluation:
-    """AUC 0.7 [0.6, 0.8], KL 1 [0, 2], answers of 12 [10, 14] tokens; one of two regression prompts failed.
+    """AUC 0.7 [0.6, 0.8], KL 1 [0, 2], on-policy 5 [3, 7], answers of 12 [10, 14] tokens; one of two regression prompts
+    failed.
 
     Against another model: AUC better by 0.1 [-0.02, 0.2], win rate 0.6 [0.45, 0.74].
     """
@@ -32,6 +33,7 @@ def made_evaluation(model: str, *, against: str | None = None, gate: dict[str, A
         votes=_votes(),
         answers=16,
         answer_tokens=Estimate(value=12, low=10, high=14),
+        kl_on_policy=Estimate(value=5, low=3, high=7),
         opponents=[_opponent(against)] if against else [],
         regression=[
             RegressionCase(name="greeting", problems=[], answer="Hello!"),
@@ -51,16 +53,16 @@ def _votes() -> Votes:
         "kl": Estimate(value=1, low=0, high=2),
         "brier": Estimate(value=0.24, low=0.23, high=0.25),
     }
-    group = Group(rows=20, ups=12, prompts=9, metrics={"reward": Estimate(value=0.1, low=0.0, high=0.2)})
+    group = Group(rows=20, ups=12, prompts=20, metrics={"reward": Estimate(value=0.1, low=0.0, high=0.2)})
     return Votes(
         rows=40,
         ups=24,
-        prompts=18,
+        prompts=36,
         metrics=metrics,
         delta=-0.1,
         delta_from="run",
         by_class={"up": group, "down": group},
-        by_source={"web": Group(rows=40, ups=24, prompts=18, metrics=metrics)},
+        by_source={"web": Group(rows=40, ups=24, prompts=36, metrics=metrics)},
         reliability=[ReliabilityBin(rows=20, low=0.2, high=0.4, predicted=0.3, observed=0.25)],
         bars=RewardBars(edges=[-1.0, 0.0, 1.0], up=[4, 20], down=[10, 6]),
     )

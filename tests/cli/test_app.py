@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def test_a_gate_keeps_a_version_from_prod_until_it_is_forced(
     assert bco(monkeypatch, "models", "promote", "bot/1", "--alias", "candidate", *storage) == 0
     assert bco(monkeypatch, "models", "promote", "bot/1", "--force", *storage) == 0
     assert registry.history("bot")[-1]["forced"] == shown["gate"]
+    assert registry.history("bot")[-1]["by"] == getpass.getuser()
     assert bco(monkeypatch, "models", "export", "bot/1", "--out", str(tmp_path / "out"), *storage) == 0
     assert (tmp_path / "out" / "README.md").read_text() == "newer"
 
@@ -128,11 +130,13 @@ def test_a_gate_keeps_a_version_from_prod_until_it_is_forced(
 def test_an_evaluation_as_people_read_it() -> None:
     found = made_evaluation("bot/2", against="bot/1").model_dump(mode="json")
     shown = list(lines({"model": "bot/2", "evaluation": found, "gate": ["too bad"], "report": "r.html"}))
-    for line in ("held-out votes: 40 (24 up) on 18 prompts", "  auc: 0.7 [0.6, 0.8]", "  margin: -",
+    for line in ("kl to the reference on its own answers: 5 [3, 7]",
+                 "held-out votes: 40 (24 up) on 36 prompts", "  auc: 0.7 [0.6, 0.8]", "  margin: -",
                  "against bot/1 (live):", "  win rate: 0.6 [0.45, 0.74] (8 wins, 3 ties, 5 losses; rule: shorter)",
                  "regression: 1 of 2 passed", "  hours: lacks 'nine'", "gate: not passed", "  too bad"):  # fmt: skip
         assert line in shown
-    bare = {**found, "votes": None, "opponents": [], "regression": None, "notes": []}
+    bare = {**found, "votes": None, "opponents": [], "regression": None, "notes": [],
+            "kl_on_policy": {"value": None}}  # fmt: skip
     assert list(lines({"model": "bot/2", "evaluation": bare, "gate": "none", "report": "r.html"})) == [
         "model: bot/2", "gate: none", "report: r.html",
     ]  # fmt: skip

@@ -32,7 +32,7 @@ def test_a_mean_of_independent_rows_has_the_textbook_error() -> None:
     values_N = np.random.default_rng(0).normal(size=400)
     drawn = draw({"mean": mean_of(values_N)}, Resamples(np.arange(400), count=4000, seed=0), 400)["mean"]
     assert drawn.value == pytest.approx(values_N.mean())
-    assert drawn.draws_R.std() == pytest.approx(values_N.std() / 20, rel=0.05)
+    assert drawn.draws_KR.std() == pytest.approx(values_N.std() / 20, rel=0.05)
 
 
 def test_intervals_over_clusters_cover_and_those_over_rows_do_not() -> None:
@@ -64,5 +64,16 @@ def test_a_paired_difference_is_surer_than_two_intervals() -> None:
 def test_what_is_undefined_is_none() -> None:
     nothing = draw({"m": mean_of([])}, Resamples([], count=10, seed=0), 0)["m"].estimate(0.95)
     assert (nothing.value, nothing.low, nothing.high) == (None, None, None)
-    rarely = Drawn(1.0, np.array([np.nan] * 6 + [1.0] * 4)).estimate(0.95)
-    assert (rarely.value, rarely.low) == (1.0, None)
+    rarely = Drawn(1.0, np.array([[np.nan] * 6 + [1.0] * 4]))
+    assert (rarely.estimate(0.95).value, rarely.estimate(0.95).low) == (1.0, None)
+    often = Drawn(1.0, np.ones((1, 10)))
+    assert often.estimate(0.95).low == 1.0
+    assert often.beside(rarely).estimate(0.95).low is None
+    assert (often.without_draws().estimate(0.95).value, often.without_draws().estimate(0.95).low) == (1.0, None)
+
+
+def test_the_widest_of_several_ways_to_cluster() -> None:
+    narrow, wide = (Drawn(0.0, np.linspace(-end, end, 101)[None]) for end in (1.0, 2.0))
+    both = narrow.beside(wide).estimate(0.9)
+    assert (both.low, both.high) == (wide.estimate(0.9).low, wide.estimate(0.9).high)
+    assert both.high == pytest.approx(1.8)

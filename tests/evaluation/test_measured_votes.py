@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from bco_ray.evaluation.heldout import reward_metrics
-from bco_ray.evaluation.votes import MOST_SOURCES, JudgedVotes, Settings, measure, named
+from bco_ray.evaluation.votes import MOST_SOURCES, JudgedVotes, Settings, measure, named, told_apart
 from bco_ray.objective import SourceOffsets
 
 SETTINGS = Settings(beta=0.1, confidence=0.95, resamples=200, bins=10, seed=0)
@@ -27,6 +27,7 @@ def made(rows: int, *, skill: float, seed: int = 0) -> JudgedVotes:
         tokens_N=random.integers(5, 50, rows) + 10 * up_N,
         prompt_N=np.arange(rows) // 4,
         source_N=named(pa.chunked_array([[("web", "app", None)[n % 3] for n in range(rows)]])),
+        user_N=np.arange(rows),
     )
 
 
@@ -120,3 +121,50 @@ def test_sources_with_deltas_of_their_own_are_measured_by_them() -> None:
     assert plain.delta_by_source == {}
     observed = [[bin_.observed for bin_ in votes_.reliability] for votes_ in (found, moved)]
     assert observed[0] == pytest.approx(observed[1])
+
+
+def no_skill(prompts: int, downs: int, seed: int) -> JudgedVotes:
+    """A vote per prompt, so many of them down, and rewards that know nothing."""
+    votes = made(prompts, skill=0.0, seed=seed)
+    return replace(votes, label_N=np.arange(prompts) >= downs, prompt_N=np.arange(prompts))
+
+
+@pytest.mark.parametrize(("prompts", "downs"), [(2, 1), (4, 2), (29, 14), (30, 9), (30, 21)])
+def test_a_few_prompts_make_nobody_sure(prompts: int, downs: int) -> None:
+    """A model without skill is above 0.55 in a quarter of tries with four prompts; an interval would say it is sure."""
+    found = [measure(no_skill(prompts, downs, seed), 0.0, "run", SETTINGS) for seed in range(20)]
+    aucs = [one.votes.metrics["auc"] for one in found]
+    assert all(auc.value is not None and auc.low is None and auc.high is None for auc in aucs)
+    assert found[0].less(found[1], 0.95)["margin"].low is None
+    assert (found[0].votes.metrics["kl"].low is None) == (prompts < 30)
+
+
+def test_a_model_without_skill_passes_no_more_often_than_the_confidence_says() -> None:
+    lows = [measure(no_skill(30, 10, seed), 0.0, "run", SETTINGS).votes.metrics["auc"].low for seed in range(150)]
+    assert sum(low is not None and low > 0.5 for low in lows) <= 0.08 * 150
+    assert all(low is not None for low in lows)
+
+
+def test_who_votes_much_makes_nobody_surer() -> None:
+    """Ten people, each with a taste of their own, vote forty times on prompts that nobody else has."""
+    random = np.random.default_rng(0)
+    user_N = np.arange(400) // 40
+    votes = made(400, skill=0.0)
+    votes = replace(votes, prompt_N=np.arange(400), reward_N=random.normal(size=10)[user_N] + votes.reward_N / 10)
+    alone = measure(votes, 0.0, "run", SETTINGS).votes.metrics["kl"]
+    known = measure(replace(votes, user_N=user_N), 0.0, "run", SETTINGS).votes.metrics["kl"]
+    assert (known.value, alone.value) == (pytest.approx(alone.value), alone.value)
+    assert known.high - known.low > 3 * (alone.high - alone.low)  # type: ignore[operator]
+    by_prompt = measure(replace(votes, prompt_N=user_N * 40 + np.arange(400) % 4), 0.0, "run", SETTINGS).votes
+    both = measure(replace(votes, prompt_N=user_N * 40 + np.arange(400) % 4, user_N=user_N), 0.0, "run", SETTINGS).votes
+    for name, estimate in both.metrics.items():
+        narrow = by_prompt.metrics[name]
+        assert estimate.low <= narrow.low <= narrow.high <= estimate.high, name  # type: ignore[operator]
+
+
+def test_votes_without_a_user_are_each_on_their_own() -> None:
+    numbers = told_apart(pa.chunked_array([["a", None, "b"], ["a", None]], pa.string())).tolist()
+    assert numbers[0] == numbers[3]
+    assert len(set(numbers)) == 4
+    assert len(set(told_apart(pa.chunked_array([[None, None]], pa.string())).tolist())) == 2
+    assert told_apart(pa.chunked_array([], pa.string())).tolist() == []

@@ -11,6 +11,7 @@ import pytest
 
 from bco_ray.config import dump_spec, parse_spec
 from bco_ray.errors import SpecError
+from bco_ray.models import loading
 from bco_ray.objective import RewardShift, SourceOffsets
 from bco_ray.objective.shift import ShiftSums
 from bco_ray.pipeline.contenders import contenders
@@ -48,6 +49,8 @@ def registered(job: ResolvedJob, seed: int, **lineage: Any) -> ModelVersion:
     files.write_bytes(run / "spec.resolved.yaml", dump_spec(trained).encode())
     state = RewardShift(half_life_rows=512).advance(ShiftSums(1.0, 1.0, -3.0, 1.0)).state_dict()
     files.write_json(run / "outcome.json", {"shift": state})
+    if (known := lineage.pop("validation_known", None)) is not None:
+        lineage["validation"] = known
     made = {"run": run.name, "scored": "elsewhere", "reference_fingerprint": job.reference_fingerprint, **lineage}
     return Registry(job.storage).register("bot", model, made)
 
@@ -88,6 +91,11 @@ def test_a_model_of_other_tokens_is_refused(job: ResolvedJob) -> None:
         ({"beta": 0.5}, None, None),
         ({"reference_fingerprint": "another"}, None, None),
         ({"run": "gone"}, None, "its run is not in this storage"),
+        ({"run": "gone", "validation_known": 0.2}, None, None),
+        ({"run": "gone", "validation_known": 0.1}, None, "trained with data.validation 0.1"),
+        ({"run": None}, None, None),
+        ({"parent": "bot/7"}, -1.0, "was trained from bot/7, which is gone"),
+        ({"parent": "/models/base"}, -1.0, None),
     ],
 )
 def test_how_its_numbers_are_to_be_read(
@@ -95,12 +103,43 @@ def test_how_its_numbers_are_to_be_read(
 ) -> None:
     model = contenders(job, registered(job, 1, **lineage), ())[0]
     assert model.delta == delta
-    assert model.note is None if note is None else note in (model.note or "")
+    assert model.leaks is None if note is None else note in (model.leaks or "")
+
+
+def test_what_any_of_its_ancestors_has_seen_is_no_proof(job: ResolvedJob) -> None:
+    """The least that was held out on the way counts, whoever held out more since."""
+    for seed, validation in ((1, 0.1), (2, 0.15), (3, 0.3)):
+        registered(job, seed, validation=validation, parent=f"bot/{seed - 1}" if seed > 1 else "/models/base")
+    fourth = registered(job, 4, scored=job.scored_directory.name, parent="bot/3")
+    model, (base,) = contenders(job, fourth, ())
+    assert model.leaks == (
+        "bot/1, which bot/4 goes back to, was trained with data.validation 0.1, less than the 0.2 here: it may have "
+        "been trained on some of these votes. Evaluate with 0.1."
+    )
+    assert base.leaks is None
+    by_path = registered(job, 5, parent=str(job.storage / "models" / "bot" / "2"))
+    assert "bot/1, which bot/5 goes back to," in (contenders(job, by_path, ())[0].leaks or "")
+    of_run = registered(job, 6, parent=str(job.storage / "runs" / "run-1" / "model"))
+    assert "run-1/model, which bot/6 goes back to, was trained with data.validation 0.1" in (
+        contenders(job, of_run, ())[0].leaks or ""
+    )
+
+
+def test_a_kept_reference_is_compared_with(job: ResolvedJob) -> None:
+    """However far the rounds have gone, the first version is looked at again."""
+    first = registered(job, 1)
+    registered(job, 2, reference=first.reference, reference_fingerprint=loading.fingerprint(str(first.directory)))
+    third = registered(job, 3)
+    kept = resolve(spec(job.storage.parent, model={"base": "bot/2", "reference": "kept"}))
+    found = [(c.name, c.role, c.is_reference) for c in contenders(kept, third, ())[1]]
+    assert found == [("bot/2", "base", False), ("bot/1", "reference", True)]
+    Registry(job.storage).promote("bot", 1)
+    assert [(c.name, c.role) for c in contenders(kept, third, ())[1]] == [("bot/2", "base"), ("bot/1", "live")]
 
 
 def test_votes_it_was_trained_without_need_no_note(job: ResolvedJob) -> None:
     model = contenders(job, registered(job, 1, scored=job.scored_directory.name, validation=0.0), ())[0]
-    assert model.note is None
+    assert model.leaks is None
 
 
 def test_deltas_by_source_go_with_the_delta_they_belong_to(job: ResolvedJob) -> None:

@@ -15,7 +15,7 @@ from bco_ray.pipeline.erase import erase_votes
 from bco_ray.pipeline.evaluate import evaluate_version
 from bco_ray.pipeline.resolve import resolve
 from bco_ray.pipeline.run import RunOutcome, run_job, score_job
-from bco_ray.storage.evaluations import Evaluation
+from bco_ray.storage.evaluations import Evaluation, files_digest
 from bco_ray.storage.registry import Registry
 from bco_ray.telemetry import Phases
 from bco_ray.testing.tiny import write_tiny_model
@@ -111,13 +111,23 @@ def test_the_base_is_what_it_is_compared_with(storage: Path, first: Evaluation) 
     assert (base.model, base.role) == (str(storage / "base"), "base")
     assert base.votes is not None
     assert base.votes.metrics["auc"].value == 0.5  # the reference's own rewards are all 0
-    assert first.votes is not None
-    assert base.difference["auc"].value == pytest.approx(first.votes.metrics["auc"].value - 0.5)  # type: ignore[operator]
+    assert (base.is_reference, base.difference) == (True, {})
+    assert first.notes == [
+        f"{base.model} is the reference: its rewards are all 0 by definition, so none are compared with it."
+    ]
     assert base.win_rate is not None
     assert base.win_rate.wins + base.win_rate.ties + base.win_rate.losses == first.answers == 20
     assert base.win_rate.judge == "rule: shorter"
     assert first.regression is not None
     assert [case.passed for case in first.regression] == [True, True]
+
+
+def test_it_says_of_which_files_it_is_and_how_far_they_have_gone(storage: Path, first: Evaluation) -> None:
+    assert first.files == files_digest(Registry(storage).get("helper", 1).directory)
+    assert first.kl_on_policy.value is not None
+    assert first.kl_on_policy.value > 0  # two epochs at a high learning rate
+    assert (first.answer_tokens.low, first.kl_on_policy.low) == (None, None)  # of 20 answers
+    assert first.leaks is None
 
 
 def test_answers_are_of_held_out_prompts_and_the_page_shows_them(storage: Path, first: Evaluation) -> None:
@@ -162,7 +172,8 @@ def test_the_live_version_is_asked_next_and_one_that_is_no_better_is_refused(sto
     place = evaluate_version(job, score_job(job, Phases(quiet=True)), outcome.version, ["helper/1"], Phases(quiet=True))
     again = registry.evaluations("helper").get(2, int(place.name))
     assert [(other.model, other.win_rate) for other in again.opponents] == [("helper/1", None)]
-    assert again.notes == []
+    assert (again.notes, again.kl_on_policy.value) == ([], None)
+    assert again.opponents[0].difference["auc"].low is not None
     assert registry.refusals("helper", 2) == []  # another policy, and the last evaluation counts
 
 

@@ -44,14 +44,21 @@ def test_the_page_says_what_the_gate_says(found: Evaluation) -> None:
     assert "auc: lower bound 0.6 (of 0.7), min is 0.65" in page
     assert "passes its gate" in render(found.model_copy(update={"gate": {"kl": {"max": 9}}}), [], [])
     assert "its gate" not in render(found.model_copy(update={"gate": None}), [], [])
-    for text in ("0.7 [0.6, 0.8]", "rule: shorter", "lacks &#39;nine&#39;", "1 of 2", "a note"):
+    for text in (
+        "0.7 [0.6, 0.8]",
+        "<b>5 [3, 7]</b>KL to the reference on its own answers",
+        "rule: shorter",
+        "lacks &#39;nine&#39;",
+        "1 of 2",
+        "a note",
+    ):
         assert text in page
 
 
 def test_nothing_measured_is_a_page_too(found: Evaluation) -> None:
     bare = found.model_copy(
         update={"votes": None, "opponents": [], "regression": None, "gate": None, "notes": [],
-                "answers": 0, "answer_tokens": Estimate(value=None)}
+                "answers": 0, "answer_tokens": Estimate(value=None), "kl_on_policy": Estimate(value=None)}
     )  # fmt: skip
     assert charts_of(bare) == []
     assert "Evaluation of bot/2" in render(bare, [], [])
@@ -62,6 +69,7 @@ def test_the_card_goes_on_from_the_versions_own(found: Evaluation) -> None:
     card = card_with("# bot\n\nTrained.\n", found)
     assert card.startswith("# bot\n\nTrained.\n\n## Evaluation\n")
     assert "| AUC of the implicit reward | 0.7 [0.6, 0.8] |" in card
+    assert "12 [10, 14] tokens. KL to the reference on its own answers: 5 [3, 7] nats per answer." in card
     assert "| bot/1 (live) | 0.1 [-0.02, 0.2] | 0.6 [0.45, 0.74] | 9 [8, 10] |" in card
     assert "Regression prompts: 1 of 2 passed.\n- hours: lacks 'nine'" in card
     assert "Gate: not passed.\n- auc: lower bound" in card

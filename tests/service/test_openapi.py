@@ -172,7 +172,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     for run, gate in (("a", None), ("b", {"auc": {"min": 0.6}, "canary": {}})):
         registry.register("m", model, {"run": run, "votes": {"read": 3, "kept": 2}, "gate": gate})
     registry.promote("m", 2, force=True)
-    registry.promote("m", 1)
+    registry.promote("m", 1, force=True)
     registry.promote("m", 2, "candidate")
     registry.set_canary("m", 50)
     registry.evaluations("m").add(1, made_evaluation("m/1", against="m/2"), {})

@@ -158,6 +158,7 @@ def test_evaluations_the_newest_first(client: TestClient, registry: Registry) ->
     newest = RegisteredEvaluation.model_validate(found["data"][0])
     assert newest.votes is not None
     assert newest.votes.metrics["auc"].model_dump() == {"value": 0.7, "low": 0.6, "high": 0.8}
+    assert newest.kl_on_policy.model_dump() == {"value": 5.0, "low": 3.0, "high": 7.0}
     (other,) = newest.opponents
     assert (other.model, other.role, other.difference["auc"].low) == ("bot/1", "live", -0.02)
     assert other.win_rate is not None
@@ -173,6 +174,16 @@ def test_evaluations_the_newest_first(client: TestClient, registry: Registry) ->
     assert client.get(path.replace("/2/", "/9/")).status_code == 404
     wrong = client.get(path, params={"after": "bot/2/7"})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "after")
+
+
+def test_an_evaluation_of_other_weights_says_so(client: TestClient, registry: Registry) -> None:
+    other = made_evaluation("bot/2").model_copy(update={"files": "another"})
+    files.write_bytes(registry.root / "bot" / "2" / "weights", b"1")
+    lineage = registry.get("bot", 2).lineage | {"files": {"weights": "digest"}}
+    files.write_json(registry.root / "bot" / "2" / "lineage.json", lineage)
+    registry.evaluations("bot").add(2, other, {})
+    (found,) = client.get("/v1/registry/models/bot/versions/2/evaluations").json()["data"]
+    assert found["notes"] == ["a note", evaluation_routes.OF_OTHERS]
 
 
 def test_a_damaged_evaluation_is_named(client: TestClient, registry: Registry) -> None:

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from bco_ray.serving.http import wire
 from bco_ray.serving.http.registry_replies import RegisteredEvaluation
 from bco_ray.serving.http.registry_routes import READ, Name, done
-from bco_ray.storage.evaluations import Evaluation, Opponent, RegressionCase
+from bco_ray.storage.evaluations import Evaluation, Opponent, RegressionCase, files_digest
 from bco_ray.storage.registry import Registry
 from bco_ray.web.errors import ApiError
 from bco_ray.web.openapi import about
@@ -19,6 +19,9 @@ from bco_ray.web.replies import page_of
 
 Number = Annotated[int, Path(ge=1, lt=1 << 31)]
 Limit = Annotated[int, Query(ge=1, le=100)]
+
+OF_OTHERS = "It is of other weights, which had this number before; it counts for nothing."
+"""A note."""
 
 
 def router(registry: Registry) -> APIRouter:
@@ -44,16 +47,19 @@ def _page(registry: Registry, name: str, version: int, after: str | None, limit:
     if after is not None and after not in ids:
         raise ApiError(400, f"after: {after[:128]}: no such evaluation.", code="invalid_field", param="after")
     rest = [one for one in ids if after is None or ids[one] < ids[after]]
-    return [_shown(one, ids[one], book.get(version, ids[one])) for one in rest[:limit]], len(rest) > limit
+    digest = files_digest(registry.get(name, version).directory)
+    found = [_shown(one, ids[one], book.get(version, ids[one]), digest) for one in rest[:limit]]
+    return found, len(rest) > limit
 
 
-def _shown(name: str, number: int, found: Evaluation) -> wire.Json:
+def _shown(name: str, number: int, found: Evaluation, digest: str | None) -> wire.Json:
     confidence = found.settings.get("confidence")
     return {
         "id": name,
         "object": "registry.evaluation",
         "number": number,
-        **found.model_dump(mode="json", include={"model", "at", "run", "answers", "answer_tokens", "notes"}),
+        **found.model_dump(mode="json", include={"model", "at", "run", "answers", "answer_tokens", "kl_on_policy"}),
+        "notes": [*found.notes, *([] if found.is_of(digest) else [OF_OTHERS])],
         "confidence": confidence if isinstance(confidence, float) else None,
         "votes": found.votes and found.votes.model_dump(include={"rows", "ups", "prompts", "metrics"}),
         "opponents": [_against(one) for one in found.opponents],

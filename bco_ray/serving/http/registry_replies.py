@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from bco_ray.serving.http.replies import UnixSeconds
+from bco_ray.storage.evaluations import Role
 from bco_ray.web.replies import Reply
 
 
@@ -16,7 +17,9 @@ class Gate(Reply):
 
 
 class RegisteredVersion(Reply):
-    """A version and what it was made from. `evaluations`: how many there are. `gate`: null if it has none."""
+    """A version and what it was made from. `evaluations`: how many there are. `gate`: null if neither it nor what it
+    would replace has one.
+    """
 
     id: str
     object: Literal["registry.version"]
@@ -95,7 +98,9 @@ class EvaluatedVotes(Reply):
 
 
 class EvaluatedPairs(Reply):
-    """Pairs of answers. `swayed`: ties for being judged differently in the two orders. `undecided`: in no rate."""
+    """Pairs of answers. `swayed`: ties for being judged differently in the two orders. `undecided`: in no rate; where
+    they are more than a fifth, no gate goes by it.
+    """
 
     judge: str
     wins: int
@@ -107,10 +112,13 @@ class EvaluatedPairs(Reply):
 
 
 class EvaluatedAgainst(Reply):
-    """What it was compared with. `difference`: its own metrics less this one's, paired."""
+    """What it was compared with. `difference`: its own metrics less this one's, paired; none to the reference, whose
+    rewards are all 0.
+    """
 
     model: str
-    role: Literal["base", "live", "named"]
+    role: Role
+    is_reference: bool
     difference: dict[str, Estimated]
     answer_tokens: Estimated
     win_rate: EvaluatedPairs | None
@@ -124,7 +132,10 @@ class MustPass(Reply):
 
 
 class RegisteredEvaluation(Reply):
-    """The numbers of one evaluation; answers, pictures and settings are in its files. The newest one counts."""
+    """The numbers of one evaluation; answers, pictures and settings are in its files. The newest one counts.
+
+    `kl_on_policy`: KL(model || reference) in nats per answer, from answers that the model sampled at temperature 1.
+    """
 
     id: str
     object: Literal["registry.evaluation"]
@@ -136,6 +147,7 @@ class RegisteredEvaluation(Reply):
     votes: EvaluatedVotes | None
     answers: int
     answer_tokens: Estimated
+    kl_on_policy: Estimated
     opponents: list[EvaluatedAgainst]
     regression: MustPass | None
     notes: list[str]
