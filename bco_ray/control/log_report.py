@@ -23,6 +23,10 @@ Summarize = Callable[[Mapping[str, Any]], Json]
 """From the state of a log's statistics to what people read."""
 
 
+class LogNotReadError(NotFoundError):
+    """The log of a job has not been read yet, or its run left nothing to say of it."""
+
+
 @dataclass(frozen=True)
 class LogReport:
     """`read = kept + sum(drops)`. `matching` and `mixture` None: the job has not registered anything (yet)."""
@@ -45,7 +49,7 @@ class Directories:
 
 
 def report_of(directories: Directories, job: Job, summarize: Summarize) -> LogReport:
-    """Raises NotFoundError if the log has not been read yet, StorageError if what was read is damaged."""
+    """Raises LogNotReadError, and StorageError if what was read is damaged."""
     records = load_records(_records(directories, job))
     scored = _scored(directories.storage, job)
     found = load_scored(scored) if scored else None
@@ -57,7 +61,7 @@ def report_of(directories: Directories, job: Job, summarize: Summarize) -> LogRe
 def refused_of(
     directories: Directories, job: Job, *, reason: str | None, after: tuple[str, int], limit: int
 ) -> tuple[list[Refused], bool]:
-    """Up to `limit` refused rows, and whether there are more. Raises NotFoundError if its log has not been read yet."""
+    """Up to `limit` refused rows, and whether there are more. Raises LogNotReadError."""
     found = (_records(directories, job), _scored(directories.storage, job))
     return refused_rows([p / "quarantine" for p in found if p], reason=reason, after=after, limit=limit)
 
@@ -75,7 +79,7 @@ def _records(directories: Directories, job: Job) -> Path:
     name: str | None = (JobDirectory(directories.state, job.id).resolved or {}).get("records")
     directory = directories.storage / "records" / name if name else None
     if directory is None or not files.is_committed(directory):
-        raise NotFoundError(f"{job.id}: its log has not been read yet.")
+        raise LogNotReadError(f"{job.id}: its log has not been read yet.")
     return directory
 
 

@@ -1,8 +1,9 @@
 """What a log says in numbers: sums over settled votes that merge, in constant memory however large the log.
 
 All votes on a prompt are in one bucket, so what is counted per prompt or per answer within a bucket adds up exactly.
-The rest: counts are exact; sources, models and months are exact up to KEYS_KEPT different ones (`HeavyKeys`), users up
-to USERS_SAMPLED (`KeySample`); quantiles lie within 3 %. Only beyond KEYS_KEPT does the order of merging matter.
+The rest: counts are exact; sources, models and months are exact up to KEYS_KEPT different ones (`HeavyKeys`), users
+up to USERS_SAMPLED (`KeySample`); quantiles lie within 3 %. Only beyond KEYS_KEPT does the order of merging matter.
+Days are told of logs of up to DAYS_KEPT.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
 from bco_ray.feedback.identity import response_key
+from bco_ray.feedback.over_time import NONE, closer_than_months, days
 from bco_ray.feedback.sketches import HeavyKeys, Histogram, KeySample, Sketch, Votes
 from bco_ray.schema import SETTLED
 
 KEYS_KEPT = 1024
 KEYS_SHOWN = 200
+DAYS_KEPT = 400
 USERS_KEPT = 512
 USERS_SAMPLED = 4096
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
 TOP_USERS = (1, 2, 5, 10, 20, 50, 100, 200)
-NONE, OTHER = "(none)", "(other)"
+OTHER = "(other)"
 
 _KEY_CHARACTERS = 200
-_YEAR_10000 = 253_402_300_800
 _IDENTITY = ("prompt_hash", "response_id", "conversation_id", "prompt", "completion", "user", "label")
 
 
@@ -58,6 +59,7 @@ class LogSums(Sketch):
     by_source: HeavyKeys = _keys(KEYS_KEPT)
     by_model: HeavyKeys = _keys(KEYS_KEPT)
     by_month: HeavyKeys = _keys(KEYS_KEPT)
+    by_day: HeavyKeys = _keys(DAYS_KEPT)
     by_user: HeavyKeys = _keys(USERS_KEPT)
     users: KeySample = KeySample(limit=USERS_SAMPLED)
     prompt_up: Histogram = Histogram()
@@ -72,7 +74,7 @@ class LogSums(Sketch):
         rows = kept if isinstance(kept, pa.Table) else pa.Table.from_pylist([dict(row) for row in kept], schema=SETTLED)
         labels = rows["label"].to_pylist()
         users = _by_key(*_named(rows["user"].to_pylist(), labels))
-        changed = pc.coalesce(rows["updated_at"], rows["created_at"])
+        dates = days(pc.coalesce(rows["updated_at"], rows["created_at"]))
         return cls(
             ups=sum(labels),
             downs=len(labels) - sum(labels),
@@ -81,7 +83,8 @@ class LogSums(Sketch):
             with_siblings=_true(pc.greater(pc.list_value_length(rows["siblings"]), 0)),
             by_source=HeavyKeys.of(_by_key(_short(rows["source"]), labels), KEYS_KEPT),
             by_model=HeavyKeys.of(_by_key(_short(rows["model"]), labels), KEYS_KEPT),
-            by_month=HeavyKeys.of(_by_key(months(changed), labels), KEYS_KEPT),
+            by_month=HeavyKeys.of(_by_key([day and day[: len("2025-03")] for day in dates], labels), KEYS_KEPT),
+            by_day=HeavyKeys.of(_by_key(dates, labels), DAYS_KEPT),
             by_user=HeavyKeys.of(users, USERS_KEPT),
             users=KeySample.of({user: sum(votes) for user, votes in users.items()}, USERS_SAMPLED),
             dropped=dict(dropped or {}),
@@ -116,7 +119,8 @@ class LogSums(Sketch):
             "up_rate": _share(self.ups, self.rows),
             "by_source": _rates(self.by_source),
             "by_model": _rates(self.by_model),
-            "by_month": sorted(_rates(self.by_month), key=lambda row: row["key"]),
+            "by_month": self._by_month(),
+            "over_time": self._over_time(),
             "length": {
                 "prompt": {"up": _quantiles(self.prompt_up), "down": _quantiles(self.prompt_down)},
                 "completion": {"up": _quantiles(self.completion_up), "down": _quantiles(self.completion_down)},
@@ -137,6 +141,16 @@ class LogSums(Sketch):
             },
             "dropped": dict(sorted(self.dropped.items())),
         }
+
+    def _over_time(self) -> dict[str, Any]:
+        """By day, by week or by month, so that a short log has more than one point and a long one not too many."""
+        if (closely := closer_than_months(self.by_day, (self.ups, self.downs))) is None:
+            return {"unit": "month", "rates": self._by_month()}
+        unit, votes = closely
+        return {"unit": unit, "rates": [_rate(key, *votes[key]) for key in sorted(votes)]}
+
+    def _by_month(self) -> list[dict[str, Any]]:
+        return sorted(_rates(self.by_month), key=lambda row: str(row["key"]))
 
     def _users(self) -> dict[str, Any]:
         """Shares are of the votes that name a user. `exact`: the number of users was counted, not estimated."""
@@ -161,14 +175,6 @@ class LogSums(Sketch):
             "rate": _share(self.agreeing, self.pairs),
             "chance": None if up is None else up**2 + (1 - up) ** 2,
         }
-
-
-def months(seconds: pa.ChunkedArray) -> list[str | None]:
-    """`2025-03` (UTC) for unix seconds; None for null, NaN and what lies outside the years 1970 to 9999."""
-    times = pc.fill_null(seconds, float("nan")).to_numpy()
-    good = (times >= 0) & (times < _YEAR_10000)
-    names = np.where(good, times, 0).astype("datetime64[s]").astype("datetime64[M]").astype(str)
-    return [name if ok else None for name, ok in zip(names.tolist(), good.tolist(), strict=True)]
 
 
 def characters(messages: str) -> int:
@@ -245,7 +251,11 @@ def _rates(keys: HeavyKeys) -> list[dict[str, Any]]:
     downs = keys.all_votes[1] - sum(votes[1] for _, votes in shown)
     if ups + downs:
         shown.append((OTHER, (ups, downs)))
-    return [{"key": key, "ups": up, "downs": down, "up_rate": _share(up, up + down)} for key, (up, down) in shown]
+    return [_rate(key, *votes) for key, votes in shown]
+
+
+def _rate(key: str, up: int, down: int) -> dict[str, Any]:
+    return {"key": key, "ups": up, "downs": down, "up_rate": _share(up, up + down)}
 
 
 def _quantiles(lengths: Histogram) -> dict[str, Any]:

@@ -25,7 +25,7 @@ FEWEST_USERS = 10
 _UNNAMED = ("(none)", "(other)")
 
 Row = Mapping[str, Any]
-"""{key, ups, downs, up_rate} of a source, a model or a month."""
+"""{key, ups, downs, up_rate} of a source, a model, or a day, week or month."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ def charts_of(
 ) -> list[Chart]:
     """Those that have something to show. `found`: LogSums.summary()."""
     crowd = found["users"]["distinct"] >= FEWEST_USERS
-    months = [row for row in found["by_month"] if row["key"] not in _UNNAMED]
+    dated = [row for row in found["over_time"]["rates"] if row["key"] not in _UNNAMED]
+    unit = found["over_time"]["unit"]
     lengths = found["length"]["completion"]
     charts = [
-        (months, Chart("Thumbs-up rate per month", lambda axes: _months(axes, months))),
+        (dated, Chart(f"Thumbs-up rate per {unit}", lambda axes: _over_time(axes, dated))),
         (_named(found["by_source"]), Chart("Thumbs-up rate by source", lambda a: _rates(a, found["by_source"]))),
         (_named(found["by_model"]), Chart("Thumbs-up rate by model", lambda a: _rates(a, found["by_model"]))),
         (found["rows"], Chart("Length of answers, characters", lambda a: _lengths(a, lengths))),
@@ -85,7 +86,7 @@ def _named(rows: Sequence[Row]) -> bool:
     return any(row["key"] not in _UNNAMED for row in rows)
 
 
-def _months(axes: Axes, rows: Sequence[Row]) -> None:
+def _over_time(axes: Axes, rows: Sequence[Row]) -> None:
     places = range(len(rows))
     bounds = [wilson(row["ups"], row["ups"] + row["downs"]) for row in rows]
     rates = [row["up_rate"] for row in rows]

@@ -52,7 +52,13 @@ class Aliases:
         return self.canary.percent if self.canary else 0
 
     def before(self, alias: str) -> int:
-        """The version a rollback goes to: each one takes back the last move not yet taken back. Raises ModelError."""
+        """The version a rollback goes to. Raises ModelError if there is none."""
+        if (version := self.earlier(alias)) is None:
+            raise ModelError(f"{alias}: there is no earlier version to go back to; promote the one you want.")
+        return version
+
+    def earlier(self, alias: str) -> int | None:
+        """Each rollback takes back the last move not yet taken back; None: there is none before."""
         earlier: list[int | None] = [None]
         for move in self.history:
             if move.get("alias") != alias:
@@ -61,9 +67,7 @@ class Aliases:
                 earlier.pop()
             else:
                 earlier.append(move["was"])
-        if (version := earlier[-1]) is None:
-            raise ModelError(f"{alias}: there is no earlier version to go back to; promote the one you want.")
-        return version
+        return earlier[-1]
 
 
 def read(directory: Path) -> Aliases:

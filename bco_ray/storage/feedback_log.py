@@ -29,7 +29,7 @@ from bco_ray.storage.feedback_rows import (
     new_completion_id,
     require_storable,
 )
-from bco_ray.storage.tables import completions, later_votes, votes
+from bco_ray.storage.tables import completions, votes
 
 __all__ = [
     "Added",
@@ -127,14 +127,6 @@ class FeedbackLog:
                 query = query.where(votes.c.seq > _one(connection, after, f"after: {after}: no such vote.").seq)
             found = [event(row) for row in connection.execute(query).mappings()]
         return found[:limit], len(found) > limit
-
-    def count_votes(self) -> list[tuple[str, int, int]]:
-        """Thumbs up and down that stand, by the version that answered."""
-        up, down = (sa.func.count().filter(votes.c.label.is_(label)) for label in (True, False))
-        query = sa.select(completions.c.model, up, down).join(votes, completions.c.id == votes.c.response_id)
-        query = query.where(sa.not_(later_votes().exists())).group_by(completions.c.model).order_by(completions.c.model)
-        with reading(self.engine) as connection:
-            return [(model, up, down) for model, up, down in connection.execute(query)]
 
     def delete_vote(self, vote_id: str, *, oldest: float = 0.0) -> VoteEvent | None:
         """Take a vote back by appending a tombstone, and return that; one that no longer counts stays as it is (None).

@@ -1,8 +1,9 @@
-"""Thumbs per version in the feedback log, each person's first."""
+"""Thumbs per version in the feedback log: all that stand, and each person's first."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
@@ -41,3 +42,49 @@ def thumbs_since(engine: sa.Engine, models: Collection[str], since: float) -> di
             seen.add((model, user))
             counts[model][0 if label else 1] += 1
     return {model: Thumbs(ups, downs) for model, (ups, downs) in counts.items()}
+
+
+SIDE_BY_SIDE = "side-by-side"
+"""The tag of a vote that says which of two answers is better, which is not how good each of them is."""
+
+
+@dataclass(frozen=True)
+class VersionVotes:
+    """On the answers of a version: votes that stand, how many of them are of comparisons, and of those that are not
+    each person's first.
+    """
+
+    model: str
+    up: int
+    down: int
+    side_by_side: int
+    people: Thumbs
+
+
+def votes_by_version(engine: sa.Engine) -> list[VersionVotes]:
+    """By the version that answered. Without a name each vote is a person's."""
+    compared = sa.cast(votes.c.tags, sa.Text).like(f'%"{SIDE_BY_SIDE}"%')
+    voter = sa.func.coalesce(sa.func.nullif(votes.c.user, ""), votes.c.id)
+    turn = sa.func.row_number().over(partition_by=(completions.c.model, compared, voter), order_by=votes.c.seq)
+    standing = (
+        sa.select(completions.c.model, votes.c.label, compared.label("compared"), turn.label("turn"))
+        .join(votes, completions.c.id == votes.c.response_id)
+        .where(sa.not_(later_votes().exists()), votes.c.label.is_not(None))
+        .subquery()
+    )
+    first = sa.and_(standing.c.turn == 1, sa.not_(standing.c.compared))
+    query = (
+        sa.select(
+            standing.c.model,
+            *(sa.func.count().filter(standing.c.label.is_(label)) for label in (True, False)),
+            sa.func.count().filter(standing.c.compared),
+            *(sa.func.count().filter(first, standing.c.label.is_(label)) for label in (True, False)),
+        )
+        .group_by(standing.c.model)
+        .order_by(standing.c.model)
+    )
+    with reading(engine) as connection:
+        return [
+            VersionVotes(model, up, down, compared, Thumbs(first_up, first_down))
+            for model, up, down, compared, first_up, first_down in connection.execute(query)
+        ]

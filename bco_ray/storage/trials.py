@@ -38,10 +38,14 @@ class Trial:
     policy: CanaryPolicy | None
 
     @property
+    def confidence(self) -> float:
+        """Of the interval."""
+        return self.policy.confidence if self.policy else CONFIDENCE
+
+    @property
     def difference(self) -> tuple[float, float]:
         """Bounds of the candidate's up-rate less that of prod, valid whenever they are looked at."""
-        confidence = self.policy.confidence if self.policy else CONFIDENCE
-        return difference_interval(self.on_candidate, self.on_prod, confidence)
+        return difference_interval(self.on_candidate, self.on_prod, self.confidence)
 
     def verdict(self, now: float) -> tuple[Verdict, str]:
         """What the policy says to do, and why."""
@@ -69,7 +73,7 @@ class Trial:
         low, high = self.difference
         return {
             "candidate": candidate, "prod": prod, "since": int(self.since), "difference": {"low": low, "high": high},
-            "automatic": self.policy is not None,
+            "confidence": self.confidence, "automatic": self.policy is not None,
         }  # fmt: skip
 
 

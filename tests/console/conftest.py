@@ -42,15 +42,19 @@ from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.storage.quarantine import Quarantine
 from bco_ray.storage.records import commit_records, load_records
 from bco_ray.storage.registry import Registry
+from bco_ray.storage.scored import ScoredManifest, commit_scored
 from bco_ray.testing.checkpoints import write_checkpoint
 from bco_ray.testing.records import settled, write_records
 from bco_ray.testing.tiny import write_tiny_model
 
 STEPS = 16
+HELD_SECONDS = 600
 REFUSED = (
     ("unknown_label", "'meh' is none of the labels", '{"prompt": "<img src=x onerror=alert(3)>", "label": "meh"}'),
     ("unreadable_json", "no JSON", "{<script>alert(4)</script>"),
 )
+DROPS = {"unknown_label": 1, "unreadable_json": 1}
+MATCHING = {"auc": 0.61, "auc_low": 0.55, "auc_high": 0.67, "applied": True, "ess_fraction": 0.83}
 EVALUATION = {"eval_auc": 0.91, "eval_rewards/margins": 1.5}
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 
@@ -77,13 +81,14 @@ class Engine:
 @dataclass
 class Trainer:
     """A cluster whose jobs leave behind what a training does, step by step, and register `bot`. `hold`: until set, none
-    gets beyond its eighth step.
+    gets beyond its eighth step. `reads`: whether they read their log.
     """
 
     storage: Path
     model: Path
     says: dict[str, RayState] = field(default_factory=dict)
     hold: threading.Event = field(default_factory=threading.Event)
+    reads: bool = True
 
     def submit(self, submission: str, job_id: str, attempt: int) -> None:
         self.says[submission] = "running"
@@ -99,7 +104,8 @@ class Trainer:
         directory, run = JobDirectory(self.storage, job_id), self.storage / "runs" / job_id
         spec = load_spec(directory.spec).model_dump(mode="json")
         spec["training"]["learning_rate"] = 1e-5
-        self._read(self.storage / "records" / job_id)
+        if self.reads:
+            self._read(self.storage / "records" / job_id)
         directory.write("resolved", {"spec": spec, "run": str(run), "records": job_id})
         run.mkdir(parents=True, exist_ok=True)
         with directory.log.open("a") as log:
@@ -107,15 +113,25 @@ class Trainer:
         for step in range(STEPS):
             if step == STEPS // 2:
                 write_checkpoint(str(run / "checkpoints"), step, identity={})
-                self.hold.wait(60)
+                self._wait(submission)
             if self.says[submission] != "running":
                 return
             self._step(directory, run, step)
             time.sleep(0.05)
-        facts = {"run": str(run), "parent": "bot/1", "votes": {"read": 20, "kept": 20}, "evaluation": EVALUATION}
+        scored = self.storage / "scored" / job_id
+        scored.mkdir(parents=True, exist_ok=True)
+        commit_scored(scored, ScoredManifest(inputs={}, read=60, kept=60, drops=DROPS, matching=MATCHING))
+        votes = {"votes": {"read": 20, "kept": 20}, "scored": job_id}
+        facts = {"run": str(run), "parent": "bot/1", **votes, "evaluation": EVALUATION}
         version = Registry(self.storage).register("bot", self.model, facts)
         directory.write("outcome", {"model": version.reference, "trained_tokens": 900, "evaluation": EVALUATION})
         self.says[submission] = "succeeded"
+
+    def _wait(self, submission: str) -> None:
+        """Until it may go on, or is stopped."""
+        deadline = time.monotonic() + HELD_SECONDS
+        while not self.hold.wait(0.05) and self.says[submission] == "running":
+            assert time.monotonic() < deadline, "held, and never let go"
 
     def _read(self, directory: Path) -> None:
         """A log of 60 votes from three months, and two rows that are none."""
@@ -127,10 +143,10 @@ class Trainer:
             )
             for n in range(60)
         ]  # fmt: skip
-        table, drops = settled(rows), {"unknown_label": 1, "unreadable_json": 1}
-        write_records(directory, rows, drops=drops)
+        table = settled(rows)
+        write_records(directory, rows, drops=DROPS)
         found = load_records(directory)
-        statistics = LogSums.of(table, drops).state_dict()
+        statistics = LogSums.of(table, DROPS).state_dict()
         commit_records(directory, found.model_copy(update={"read": 62, "statistics": statistics}))
         refused = [
             {"file": "/logs/a.jsonl", "position": n, "reason": reason, "detail": detail, "raw": raw.encode()}
@@ -242,6 +258,7 @@ def open_site(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             more = extension(ServiceArgs(follow=["bot"], storage=storage), engine, keys)
             trainer = Trainer(storage, tiny_dir)
             trainer.hold.set()
+            stack.callback(trainer.hold.set)
             reconciler = Reconciler(job_store(engine, WebhookStore(engine)), trainer, storage)
             stack.enter_context(looked_after(reconciler))
             url = stack.enter_context(on_a_socket(create_api(catalog, log, keys=keys, more=more)))

@@ -36,9 +36,17 @@ def test_an_answer_comes_as_it_is_made_and_is_voted_on(site: Any, new_page: Call
     assert (first.model, first.vote.label, first.effective) == ("bot/2", True, False)
     assert (second.vote.comment, second.vote.correction, second.effective) == ("well said", "Good morning", True)
     assert second.vote.source == "console"
+    page.get_by_role("button", name="Thumb down").click()
+    page.wait_for_function("document.querySelector('[aria-label=\"Thumb down\"]').ariaPressed === 'true'")
+    page.get_by_text("Saved with your words.").wait_for()
+    third = site.votes()[-1]
+    assert (third.vote.label, third.vote.comment, third.vote.correction) == (False, "well said", "Good morning")
+    page.get_by_role("button", name="Thumb up").click()
+    page.wait_for_function("document.querySelector('[aria-label=\"Thumb up\"]').ariaPressed === 'true'")
     page.get_by_role("button", name="Thumb up").click()
     page.get_by_text("The vote is taken back.").wait_for()
-    assert site.votes()[-1].vote.label is None
+    last = site.votes()[-1].vote
+    assert (last.label, last.comment, last.correction) == (None, None, None)
 
 
 def test_side_by_side_nobody_has_a_name_before_the_vote(site: Any, new_page: Callable[..., Any]) -> None:
@@ -63,6 +71,33 @@ def test_side_by_side_nobody_has_a_name_before_the_vote(site: Any, new_page: Cal
     better = next(vote.model for vote in votes if vote.vote.label)
     assert page.get_by_text("Answer A: bot/").inner_text() == f"Answer A: {better}"
     assert {vote.vote.metadata["compared_with"] for vote in votes} == {vote.vote.response_id for vote in votes}
+    page.get_by_text("Add a comment or a correction").first.click()
+    page.get_by_label("Comment").first.fill("clearer")
+    page.get_by_role("button", name="Save with the vote").first.click()
+    page.get_by_text("Saved with your words.").wait_for()
+    last = site.votes()[-1].vote
+    before = next(vote.vote for vote in votes if vote.vote.response_id == last.response_id)
+    assert last == before.model_copy(update={"comment": "clearer"})
+
+
+def test_a_comparison_of_which_one_vote_is_stored_says_so(site: Any, new_page: Callable[..., Any]) -> None:
+    page, sent = new_page(), []
+
+    def lose_the_second(route: Any) -> None:
+        sent.append(route)
+        route.abort() if len(sent) == 2 else route.continue_()
+
+    page.goto(site.url)
+    page.get_by_label("Side by side").check()
+    ask(page, "Hello?")
+    words(page, "Hello from 1").wait_for()
+    words(page, "Hello from 2").wait_for()
+    page.route("**/v1/feedback", lose_the_second)
+    page.get_by_role("button", name="Both are good").click()
+    page.get_by_role("alert").filter(has_text="Only one of the two votes is known to be saved.").wait_for()
+    page.get_by_role("button", name="Show who is who").click()
+    page.get_by_text("Only one of the two votes is known to be saved. Answer A is by bot/").wait_for()
+    assert page.locator("[aria-pressed=true]").count() == 1
 
 
 def test_what_is_written_stays_text(site: Any, new_page: Callable[..., Any]) -> None:

@@ -11,6 +11,11 @@ import httpx
 
 ESTIMATE_SECONDS = 240
 XSS = '<img src=x onerror="alert(1)">'
+FOUND = {
+    "rows": 20, "usable_rows": 20, "label_rate": 0.5, "exact": True, "tokens_per_row": 9, "trained_tokens": 180,
+    "steps": 2, "parameters": 900, "trained_parameters": 90, "memory": {"total": 1e6}, "workers": 1, "seconds": 3.0,
+    "gpu_hours": 4e-4, "basis": "a guess", "warnings": [],
+}  # fmt: skip
 
 
 def votes(path: Path) -> Path:
@@ -55,6 +60,7 @@ def test_from_the_form_to_the_registered_version(site: Any, new_page: Callable[.
     assert page.locator(".plot canvas").count() == 4
     site.trainer.hold.set()
     status(page, "succeeded")
+    told(page, "The job has succeeded: bot/3.")
     page.get_by_role("img", name=f"Loss over {16} steps").wait_for()
     page.get_by_text("attempt 1 <b>of</b> 64").wait_for()
     page.get_by_role("region", name="Checkpoints").get_by_role("rowheader", name="8").wait_for()
@@ -65,6 +71,11 @@ def test_from_the_form_to_the_registered_version(site: Any, new_page: Callable[.
     assert page.get_by_role("link", name=made.reference).is_visible()
     page.goto(f"{site.url}/#/jobs")
     page.get_by_role("row", name="bot succeeded").get_by_text(f"team={XSS}").wait_for()
+
+
+def told(page: Any, text: str) -> None:
+    """To a screen reader, wherever it is."""
+    page.locator("[aria-live=polite]", has_text=text).wait_for(state="attached")
 
 
 def jobs_of(site: Any) -> list[Any]:
@@ -197,19 +208,88 @@ def test_no_job_falls_between_two_pages_and_none_stays_as_it_was(site: Any, new_
 
 
 def test_what_was_reckoned_for_another_form_is_not_shown(site: Any, new_page: Callable[..., Any]) -> None:
-    found = {
-        "rows": 20, "usable_rows": 20, "label_rate": 0.5, "exact": True, "tokens_per_row": 9, "trained_tokens": 180,
-        "steps": 2, "parameters": 900, "trained_parameters": 90, "memory": {"total": 1e6}, "workers": 1, "seconds": 3.0,
-        "gpu_hours": 4e-4, "basis": "a guess", "warnings": [],
-    }  # fmt: skip
     page = new_page()
     fill(page, site)
-    page.route("**/estimate", lambda route: route.fulfill(json=found))
+    page.route("**/estimate", lambda route: route.fulfill(json=FOUND))
     page.get_by_role("button", name="What would it take?").click()
     estimate = page.get_by_role("region", name="What it would take")
     estimate.get_by_text("1 s", exact=True).wait_for()
     page.get_by_label("beta", exact=True).first.fill("0.2")
     estimate.wait_for(state="detached")
+
+
+def test_an_estimate_that_comes_after_the_form_has_changed_is_not_shown(
+    site: Any, new_page: Callable[..., Any]
+) -> None:
+    page, held = new_page(), list[Any]()
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    fill(page, site)
+    page.route("**/estimate", hold)
+    with page.expect_request("**/estimate"):
+        page.get_by_role("button", name="What would it take?").click()
+    page.get_by_role("button", name="Reckoning").wait_for()
+    page.get_by_label("beta", exact=True).first.fill("0.2")
+    held[0].fulfill(json=FOUND)
+    told(page, "The form has changed since the estimate was asked for.")
+    page.get_by_role("button", name="What would it take?").wait_for()
+    assert page.get_by_role("region", name="What it would take").count() == 0
+
+
+def test_while_a_file_is_on_its_way_nothing_is_created_and_the_focus_stays(
+    site: Any, new_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    page, held = new_page(), list[Any]()
+    fill(page, site)
+    page.route("**/v1/files", lambda route: held.append(route) if route.request.method == "POST" else route.continue_())
+    file, place = votes(tmp_path / "votes.jsonl"), page.locator("input[type=file]")
+    place.focus()
+    with page.expect_request(lambda request: request.method == "POST"):
+        place.set_input_files(file)
+    page.get_by_label("Uploading").wait_for()
+    assert page.evaluate("document.activeElement.type") == "file"
+    count = len(jobs_of(site))
+    page.get_by_role("button", name="Create the job", disabled=True).dispatch_event("click")
+    told(page, "A file is still on its way.")
+    error = {"message": "The disk is full.", "type": "server_error", "param": None, "code": None}
+    held[0].fulfill(status=503, json={"error": error})
+    page.get_by_role("alert").filter(has_text="The disk is full.").wait_for()
+    assert (len(jobs_of(site)), place.input_value()) == (count, "")
+    page.unroute("**/v1/files")
+    place.set_input_files(file)
+    page.get_by_text("is votes.jsonl").wait_for()
+
+
+def test_the_end_of_a_log_is_shown_unless_one_has_scrolled_away(site: Any, new_page: Callable[..., Any]) -> None:
+    site.trainer.hold.clear()
+    asked = {"model": "bot@prod", "training_file": "feedback", "suffix": "bot"}
+    job = httpx.post(f"{site.url}/v1/fine_tuning/jobs", json=asked, timeout=30).json()["id"]
+    lines = [f"line {n}\n" for n in range(200)]
+
+    def log(route: Any) -> None:
+        text = "".join(lines)
+        at = max(0, int(httpx.URL(route.request.url).params["offset"]))
+        route.fulfill(body=text[at:], headers={"x-log-offset": str(at)})
+
+    page = new_page()
+    page.route("**/logs?*", log)
+    page.goto(f"{site.url}/#/jobs/{job}")
+    shown = page.locator("pre[role=region]")
+    at_end = "(log) => log.scrollTop > 0 && log.scrollHeight - log.scrollTop - log.clientHeight < 2"
+    shown.filter(has_text="line 199").wait_for()
+    assert shown.evaluate(at_end)
+    lines += ["line 200\n"]
+    shown.filter(has_text="line 200").wait_for()
+    assert shown.evaluate(at_end)
+    shown.evaluate("(log) => { log.scrollTop = 10; }")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")  # it is told then
+    lines += ["line 201\n"]
+    shown.filter(has_text="line 201").wait_for()
+    assert shown.evaluate("(log) => log.scrollTop") == 10
+    site.trainer.hold.set()
+    status(page, "succeeded")
 
 
 def test_what_it_would_take(site: Any, new_page: Callable[..., Any], tmp_path: Path) -> None:
@@ -227,6 +307,45 @@ def test_an_unknown_job_is_said_to_be_one(site: Any, new_page: Callable[..., Any
     page = new_page()
     page.goto(f"{site.url}/#/jobs/ftjob-nope")
     page.get_by_role("alert").filter(has_text="ftjob-nope").wait_for()
+
+
+def test_who_has_zoomed_into_a_curve_stays_there(site: Any, new_page: Callable[..., Any]) -> None:
+    """Of a training of which not every step is told, too: it is as long as its last one says."""
+    site.trainer.hold.clear()
+    asked = {"model": "bot@prod", "training_file": "feedback", "suffix": "bot"}
+    job = httpx.post(f"{site.url}/v1/fine_tuning/jobs", json=asked, timeout=30).json()["id"]
+    steps = [0, 99, 199, 499, 999]
+
+    def events(route: Any) -> None:
+        known = int(httpx.URL(route.request.url).params.get("before", -1))
+        made = {"created_at": 1, "level": "info", "message": "", "type": "metrics"}
+        fresh = [n for n in reversed(steps) if n > known]
+        data = [{**made, "id": str(n), "data": {"step": n, "loss": 1 / (n + 50)}} for n in fresh]
+        route.fulfill(json={"data": data, "has_more": False, "last_id": None})
+
+    page = new_page(viewport={"width": 1100, "height": 1400})
+    page.route("**/events?*", events)
+    page.goto(f"{site.url}/#/jobs/{job}")
+    plot = page.get_by_role("img", name="Loss over 1,000 steps")
+    plot.wait_for()
+    status(page, "running")
+    canvas = page.locator(".plot canvas").first
+    whole, box = canvas.evaluate("(one) => one.toDataURL()"), plot.locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 50, steps=5)
+    page.mouse.up()
+    zoomed = canvas.evaluate("(one) => one.toDataURL()")
+    assert zoomed != whole
+    for _ in range(2):
+        with page.expect_response(f"**/{job}"):
+            pass
+    assert canvas.evaluate("(one) => one.toDataURL()") == zoomed
+    steps.append(1999)
+    page.get_by_role("img", name="Loss over 2,000 steps").wait_for()
+    assert canvas.evaluate("(one) => one.toDataURL()") == zoomed
+    site.trainer.hold.set()
+    status(page, "succeeded")
 
 
 def test_what_is_not_there_and_what_has_ended_is_not_asked_for_again(site: Any, new_page: Callable[..., Any]) -> None:

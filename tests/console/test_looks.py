@@ -105,9 +105,18 @@ def test_the_page_that_asks_for_a_key(open_site: Callable[..., Any], new_page: C
     check(page)
 
 
+def ask_and_leave(page: Any, opener: str) -> None:
+    page.get_by_role("button", name=opener, exact=True).click()
+    page.get_by_role("dialog").wait_for()
+    check(page)
+    page.keyboard.press("Escape")
+    page.get_by_role("dialog").wait_for(state="detached")
+
+
 @pytest.mark.parametrize("look", LOOKS)
 def test_questions(site: Any, new_page: Callable[..., Any], job: str, look: str) -> None:
-    site.registry.promote("bot", 2, "candidate")
+    for version, alias in ((2, "candidate"), (2, "prod"), (1, "prod")):
+        site.registry.promote("bot", version, alias)
     page = new_page(bypass_csp=True, **LOOKS[look])
     show(page, site, job, "job")
     for place, opener in (
@@ -115,11 +124,64 @@ def test_questions(site: Any, new_page: Callable[..., Any], job: str, look: str)
         ("models/bot", "Set the share"),
     ):  # fmt: skip
         page.goto(f"{site.url}/#/{place}")
-        page.get_by_role("button", name=opener, exact=True).click()
-        page.get_by_role("dialog").wait_for()
+        ask_and_leave(page, opener)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_questions_about_a_job_that_runs_and_one_that_failed(
+    site: Any, new_page: Callable[..., Any], look: str
+) -> None:
+    site.trainer.hold.clear()
+    page = new_page(bypass_csp=True, **LOOKS[look])
+    asked = {"model": "bot@prod", "training_file": "feedback", "suffix": "bot"}
+    one = httpx.post(f"{site.url}/v1/fine_tuning/jobs", json=asked, timeout=60).json()
+    path = f"/v1/fine_tuning/jobs/{one['id']}"
+    page.goto(f"{site.url}/#/jobs/{one['id']}")
+    page.locator(".badge.is-running").first.wait_for()
+    for opener in ("Pause", "Cancel"):
+        ask_and_leave(page, opener)
+    assert httpx.post(f"{site.url}{path}/pause", timeout=60).is_success
+    page.locator(".badge.is-paused").first.wait_for()
+    ask_and_leave(page, "Resume")
+    assert httpx.post(f"{site.url}{path}/cancel", timeout=60).is_success
+    error = {"code": "out_of_memory", "message": "A worker ran out of memory.", "param": None}
+    page.route(f"**{path}", lambda route: route.fulfill(json={**one, "status": "failed", "error": error}))
+    for place in ("jobs", "data"):
+        page.goto(f"{site.url}/#/{place}/{one['id']}")
+        page.get_by_role("alert").filter(has_text="A worker ran out of memory.").wait_for()
+        page.locator(".badge.is-failed").first.wait_for()
         check(page)
-        page.keyboard.press("Escape")
-        page.get_by_role("dialog").wait_for(state="detached")
+    site.trainer.hold.set()
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_promotion_that_its_gate_refuses(site: Any, new_page: Callable[..., Any], tiny_dir: Path, look: str) -> None:
+    site.registry.register("gated", tiny_dir, {"run": "gated", "gate": {"auc": {"min": 0.99}}})
+    page = new_page(bypass_csp=True, **LOOKS[look])
+    page.goto(f"{site.url}/#/models/gated")
+    page.get_by_role("button", name="Promote gated/1").click()
+    page.get_by_text("Its gate says no:").wait_for()
+    page.get_by_label("Promote it all the same").check()
+    check(page)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_forms_that_are_open_and_wrong(site: Any, new_page: Callable[..., Any], look: str) -> None:
+    page = new_page(bypass_csp=True, **LOOKS[look])
+    page.goto(f"{site.url}/#/chat")
+    page.get_by_label("Your message").fill("How do I reset my password?")
+    page.get_by_role("button", name="Send").click()
+    page.get_by_role("button", name="Thumb up").click()
+    page.get_by_text("Add a comment or a correction").click()
+    page.get_by_label("What it should have said").fill("Open Settings.")
+    check(page)
+    page.goto(f"{site.url}/#/jobs/new")
+    page.get_by_text("Every other setting").click()
+    page.get_by_label("beta", exact=True).first.fill("-1")
+    page.get_by_role("group", name="training", exact=True).get_by_label("max length", exact=True).fill("-1")
+    page.get_by_role("button", name="Create the job").click()
+    page.get_by_text("Name a model.").wait_for()
+    check(page)
 
 
 def test_little_is_sent_and_soon_seen(
@@ -132,9 +194,11 @@ def test_little_is_sent_and_soon_seen(
     sizes = page.evaluate(
         "performance.getEntries().filter((one) => one.transferSize).map((one) => [one.name, one.transferSize])"
     )
-    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
+    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert painted > 0
     total = sum(size for _, size in sizes)
     assert total < MOST_TRANSFERRED_BYTES, sizes
     assert {httpx.URL(name).host for name, _ in sizes} == {httpx.URL(site.url).host}
     with capsys.disabled():
-        print(f" the console: {total / 1000:.1f} kB sent, first paint after {painted or 0:.0f} ms ", end="")  # noqa: T201
+        print(f" the console: {total / 1000:.1f} kB sent, first paint after {painted:.0f} ms ", end="")  # noqa: T201

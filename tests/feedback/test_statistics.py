@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bco_ray.feedback.over_time import days
 from bco_ray.feedback.sketches import HeavyKeys, Histogram, KeySample
-from bco_ray.feedback.statistics import KEYS_KEPT, KEYS_SHOWN, LogSums, characters, months
+from bco_ray.feedback.statistics import DAYS_KEPT, KEYS_KEPT, KEYS_SHOWN, LogSums, characters
 from bco_ray.schema import SETTLED
 
 
@@ -120,9 +121,40 @@ def test_buckets_merge_to_the_same_sums_in_any_order_and_through_json(votes, rng
     assert left == right == whole.merge(LogSums()) == LogSums.from_state(left.state_dict())
 
 
-def test_months_outside_the_calendar_are_none():
+def of_days(*numbers, label=True):
+    return sums(*(vote(f"{n}", created_at=MARCH + 86_400 * n, label=label) for n in numbers))
+
+
+def test_a_short_log_is_told_by_day_a_longer_one_by_week_and_a_long_one_by_month():
+    by_day = of_days(0, 30).summary()["over_time"]
+    assert by_day["unit"] == "day"
+    assert [row["key"] for row in by_day["rates"]] == ["2025-03-03", "2025-04-02"]
+    by_week = of_days(0, 6, 7, 31).merge(of_days(6, label=False)).summary()["over_time"]
+    assert by_week["unit"] == "week"
+    assert [(row["key"], row["ups"], row["downs"]) for row in by_week["rates"]] == [
+        ("2025-03-03", 2, 1), ("2025-03-10", 1, 0), ("2025-03-31", 1, 0),
+    ]  # fmt: skip
+    by_month = of_days(0, 182).summary()
+    assert by_month["over_time"] == {"unit": "month", "rates": by_month["by_month"]}
+
+
+def test_what_was_summed_before_days_were_counted_is_told_by_month():
+    state = of_days(0, 1).state_dict()
+    del state["by_day"]
+    older = LogSums.from_state(state)
+    assert older.summary()["over_time"]["unit"] == "month"
+    assert older.merge(of_days(2)).summary()["over_time"]["unit"] == "month", "not every day is known"
+
+
+def test_days_that_were_let_go_are_not_told():
+    whole = of_days(*range(DAYS_KEPT)).merge(of_days(DAYS_KEPT))
+    assert len(whole.by_day.held) <= DAYS_KEPT
+    assert whole.summary()["over_time"]["unit"] == "month"
+
+
+def test_days_outside_the_calendar_are_none():
     times = pa.chunked_array([[0.0, MARCH, None, math.nan, math.inf, -1.0, 1e300]], pa.float64())
-    assert months(times) == ["1970-01", "2025-03", None, None, None, None, None]
+    assert days(times) == ["1970-01-01", "2025-03-03", None, None, None, None, None]
 
 
 def test_the_state_stays_small_however_many_names_a_log_holds():

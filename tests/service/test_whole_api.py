@@ -192,14 +192,16 @@ def test_the_log_of_a_job_is_told_once_it_was_read(site: Site) -> None:
     file = client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
     job = create(client, training_file=file.id)
     url = f"/v1/fine_tuning/jobs/{job.id}"
-    assert "has not been read yet" in reader.get(f"{url}/data").json()["error"]["message"]
+    assert reader.get(f"{url}/data").json()["error"]["code"] == "log_not_read"
+    assert site.http(client.api_key).get(f"{url}/quarantine").json()["error"]["code"] == "log_not_read"
+    assert reader.get(f"/v1/fine_tuning/jobs/ftjob-{'0' * 24}/data").json()["error"]["code"] == "not_found"
     records = [votes_row(n, label) for n, label in enumerate((True, True, False))]
     directory = site.storage / "records" / "abc"
     write_records(directory, records, drops={"empty_prompt": 2})
     place = str(site.storage / "files" / file.id / "content.jsonl")
     rows = [
-        {"file": place, "position": n, "reason": "empty_prompt", "detail": "no words", "raw": b'{"a": "\xff"}'}
-        for n in (0, 1)
+        {"file": place, "position": n, "reason": "empty_prompt", "detail": "no words", "raw": raw}
+        for n, raw in enumerate((b'{"a": "\xff"}', "\U0001f600".encode() * 4001))
     ]
     Quarantine(directory / "quarantine" / "import").write((place, 0), 5, rows)
     JobDirectory(site.storage, job.id).write("resolved", {"spec": {}, "run": "", "records": "abc"})
@@ -210,9 +212,11 @@ def test_the_log_of_a_job_is_told_once_it_was_read(site: Site) -> None:
     first = site.http(client.api_key).get(f"{url}/quarantine?limit=1").json()
     rest = site.http(client.api_key).get(f"{url}/quarantine?after={first['last_id']}").json()
     assert (first["has_more"], rest["has_more"], len(rest["data"])) == (True, False, 1)
+    assert (rest["data"][0]["raw"], rest["data"][0]["truncated"]) == ("\U0001f600" * 4000, True)
     assert first["data"][0] | {"id": ""} == {
         "id": "", "object": "quarantine.row", "stage": "import", "reason": "empty_prompt", "detail": "no words",
         "file": file.id, "position": 0, "raw": '{"a": "\ufffd"}',
+        "truncated": False,
     }  # fmt: skip
     assert site.http(client.api_key).get(f"{url}/quarantine?after=../x:1").status_code == 422
     assert site.http(client.api_key).get(f"{url}/quarantine?reason=none").json()["data"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,16 @@ def test_a_model_its_versions_and_its_names(client: TestClient) -> None:
     assert post(client, "bot/canary", percent=0)[1]["canary"] is None
 
 
+def test_where_an_alias_goes_back_to_is_told(client: TestClient, registry: Registry) -> None:
+    assert post(client, "bot/promote", version=1)[1]["before"] == {}
+    post(client, "bot/promote", version=1, alias="candidate")
+    assert post(client, "bot/promote", version=2)[1]["before"] == {"prod": 1}
+    assert post(client, "bot/rollback")[1]["before"] == {}
+    assert post(client, "bot/promote", version=2)[1]["before"] == {"prod": 1}
+    shutil.rmtree(registry.get("bot", 1).directory)
+    assert client.get("/v1/registry/models/bot").json()["before"] == {}, "that version is gone"
+
+
 def test_prod_has_a_gate_with_all_reasons_and_force_is_audited(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     registry = Registry(tmp_path)
@@ -113,6 +124,7 @@ def test_a_canary_shows_its_thumbs(registry: Registry, tmp_path: Path) -> None:
         assert post(client, "bot/promote", version=2, alias="candidate")[1]["trial"] is None
         trial = post(client, "bot/canary", percent=10)[1]["trial"]
         assert (trial["candidate"]["model"], trial["prod"]["model"]) == ("bot/2", "bot/1")
+        assert trial["confidence"] == 0.95
         assert (trial["difference"], trial["automatic"]) == ({"low": -1.0, "high": 1.0}, False)
         place = registry.evaluations("bot").add(2, made_evaluation("bot/2"), {})
         (place / "evaluation.json").write_text("{")

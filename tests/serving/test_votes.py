@@ -57,7 +57,10 @@ def test_votes_that_stand_are_counted_by_version(open_site: Callable[..., Any]) 
         for label in labels:
             assert site.post("/v1/feedback", response_id=answer, label=label).status_code == 201
     (counted,) = site.http("GET", "/v1/feedback/summary").json()["data"]
-    assert counted == {"id": "helper/3", "object": "feedback.count", "up": 2, "down": 1}
+    assert counted == {
+        "id": "helper/3", "object": "feedback.count", "up": 2, "down": 1, "side_by_side": 0,
+        "people": {"up": 2, "down": 1},
+    }  # fmt: skip
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------

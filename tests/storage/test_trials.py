@@ -14,20 +14,22 @@ from bco_ray.storage import aliases
 from bco_ray.storage.feedback_log import Choice, Completion, FeedbackLog, Vote
 from bco_ray.storage.registry import Registry
 from bco_ray.storage.sequential import Thumbs
-from bco_ray.storage.thumbs import thumbs_since
+from bco_ray.storage.thumbs import SIDE_BY_SIDE, VersionVotes, thumbs_since, votes_by_version
 from bco_ray.storage.trials import Trial, Trials
 
 NUMBERS = count()
 
 
-def vote(log: FeedbackLog, model: str, label: bool | None, user: str | None = None, at: float = 5000.0) -> str:
+def vote(
+    log: FeedbackLog, model: str, label: bool | None, user: str | None = None, at: float = 5000.0, tags: Any = ()
+) -> str:
     """On a new answer, whose id is returned."""
     answer = Completion(
         id=f"chatcmpl-{next(NUMBERS)}", created_at=at, model=model, system_fingerprint="fp", messages=[],
         prompt_ids=[], choices=[Choice("a", [4], "stop")], sampling={},
     )  # fmt: skip
     log.add_completion(answer)
-    log.add_vote(Vote(response_id=answer.id, label=label, user=user))
+    log.add_vote(Vote(response_id=answer.id, label=label, user=user, tags=list(tags)))
     return answer.id
 
 
@@ -55,6 +57,21 @@ def test_each_person_counts_once_per_version_and_the_nameless_each_time(log: Fee
 def test_votes_from_before_it_began_are_not_even_read(log: FeedbackLog) -> None:
     vote(log, "bot/1", True, at=9e9)  # its vote is of now
     assert thumbs_since(log.engine, ("bot/1",), 8e9) == {"bot/1": Thumbs()}
+
+
+def test_all_votes_are_counted_and_people_once_and_without_what_they_only_compared(log: FeedbackLog) -> None:
+    for label in (True, False, False):
+        vote(log, "bot/1", label, "ann")
+    for label in (True, False):
+        vote(log, "bot/1", label)
+    vote(log, "bot/1", False, "ben", tags=["x", SIDE_BY_SIDE])  # comes first, and is none of his thumbs
+    vote(log, "bot/1", True, "ben", tags=["side-by-side-by-side"])
+    vote(log, "bot/2", True, "ann", tags=[SIDE_BY_SIDE])
+    vote(log, "bot/2", None, "ann")
+    assert votes_by_version(log.engine) == [
+        VersionVotes("bot/1", up=3, down=4, side_by_side=1, people=Thumbs(3, 1)),
+        VersionVotes("bot/2", up=1, down=0, side_by_side=1, people=Thumbs()),
+    ]
 
 
 @pytest.fixture
@@ -137,3 +154,4 @@ def test_as_it_is_shown() -> None:
     assert shown["candidate"] == {"model": "bot/2", "ups": 3, "downs": 1, "up_rate": 0.75}
     assert shown["prod"]["up_rate"] is None
     assert (shown["difference"], shown["since"], shown["automatic"]) == ({"low": -1.0, "high": 1.0}, 1000, True)
+    assert (shown["confidence"], trial(GOOD, BAD, confidence=0.9).as_json()["confidence"]) == (0.95, 0.9)

@@ -171,7 +171,9 @@ class FineTuningData(Reply):
 
 
 class RefusedRow(Reply):
-    """A row that is not trained on, as it was read (the first of it); `position`: a row's number, or its first byte."""
+    """A row that is not trained on, as it was read; `position`: a row's number, or its first byte. `truncated`: it goes
+    on after `raw`.
+    """
 
     id: str
     object: Literal["quarantine.row"]
@@ -181,6 +183,7 @@ class RefusedRow(Reply):
     file: str
     position: int
     raw: str
+    truncated: bool
 
 
 class FineTuningCheckpoint(Reply):

@@ -17,6 +17,7 @@ from bco_ray.serving.http.ledger import BATCH_VOTES, Ledger
 from bco_ray.serving.metrics import Metrics
 from bco_ray.storage.feedback_log import Added, NotFoundError, Vote
 from bco_ray.storage.feedback_rows import is_storable
+from bco_ray.storage.thumbs import votes_by_version
 from bco_ray.web.access import permit, require
 from bco_ray.web.errors import ApiError
 from bco_ray.web.openapi import about
@@ -133,7 +134,9 @@ def router(ledger: Ledger, metrics: Metrics, tokens: FeedbackTokens) -> APIRoute
         **about("summarizeFeedback", "Votes that stand, by version", page_of(replies.VoteCount)),
     )
     async def summary() -> Response:
-        return JSONResponse(page([wire.vote_count(*one) for one in await asyncio.to_thread(log.count_votes)]))
+        return JSONResponse(
+            page([wire.vote_count(one) for one in await asyncio.to_thread(votes_by_version, log.engine)])
+        )
 
     @routes.get(
         "/v1/feedback/{vote_id}", dependencies=READ, **about("retrieveFeedback", "A vote", replies.Feedback, 404)

@@ -58,22 +58,28 @@ class Bounds(Reply):
 
 
 class Trial(Reply):
-    """A canary against prod. `difference`: of the up-rates, may be looked at any time. `automatic`: it ends itself."""
+    """A canary against prod. `difference`: of the up-rates, may be looked at any time; it is wrong with a chance of
+    1 - `confidence`. `automatic`: it ends itself.
+    """
 
     candidate: TrialSide
     prod: TrialSide
     since: UnixSeconds
     difference: Bounds
+    confidence: float
     automatic: bool
 
 
 class RegisteredModel(Reply):
-    """A name, its versions, and what its aliases point at. `history`: every move, oldest first."""
+    """A name, its versions, and what its aliases point at. `before`: where those that can be rolled back go then.
+    `history`: every move, oldest first.
+    """
 
     id: str
     object: Literal["registry.model"]
     versions: list[RegisteredVersion]
     aliases: dict[str, int]
+    before: dict[str, int]
     canary: Canary | None
     trial: Trial | None
     generation: int

@@ -155,12 +155,14 @@ def _overridden(registry: Registry, name: str, to: Promotion) -> wire.Json:
 def _model(registry: Registry, name: str, trial_of: Watch) -> wire.Json:
     """Raises UnknownVersionError."""
     registry.require(name)
-    state, trial = registry.state(name), _trial(trial_of, name)
+    state, trial, numbers = registry.state(name), _trial(trial_of, name), registry.versions(name)
+    earlier = {alias: state.earlier(alias) for alias in state.aliases}
     return {
         "id": name,
         "object": "registry.model",
-        "versions": [_version(registry, registry.get(name, number), state) for number in registry.versions(name)],
+        "versions": [_version(registry, registry.get(name, number), state) for number in numbers],
         "aliases": state.aliases,
+        "before": {alias: version for alias, version in earlier.items() if version in numbers},
         "canary": asdict(state.canary) if state.canary else None,
         "trial": trial,
         "generation": state.generation,

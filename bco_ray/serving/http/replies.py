@@ -195,13 +195,24 @@ class Feedback(Reply):
     metadata: dict[str, JsonValue]
 
 
+class PeopleCount(Reply):
+    """People whose first vote is a thumb up, or down."""
+
+    up: int
+    down: int
+
+
 class VoteCount(Reply):
-    """Votes that stand on the answers of a version, which `id` names."""
+    """Votes that stand on the answers of a version, which `id` names. `side_by_side`: those of them that are of
+    comparisons. `people`: of the others each person's first; without a `user` each is a person's.
+    """
 
     id: str
     object: Literal["feedback.count"]
     up: int
     down: int
+    side_by_side: int
+    people: PeopleCount
 
 
 class LineResult(Reply):

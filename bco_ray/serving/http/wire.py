@@ -8,6 +8,7 @@ from typing import Any
 
 from bco_ray.serving.args import Served
 from bco_ray.storage.feedback_rows import Choice, Completion, VoteEvent
+from bco_ray.storage.thumbs import VersionVotes
 
 Json = dict[str, Any]
 
@@ -111,9 +112,11 @@ def feedback(event: VoteEvent) -> Json:
     }
 
 
-def vote_count(model: str, up: int, down: int) -> Json:
+def vote_count(found: VersionVotes) -> Json:
     """Of the votes on a version's answers those that stand."""
-    return {"id": model, "object": "feedback.count", "up": up, "down": down}
+    people = {"up": found.people.ups, "down": found.people.downs}
+    counts = {"up": found.up, "down": found.down, "side_by_side": found.side_by_side, "people": people}
+    return {"id": found.model, "object": "feedback.count", **counts}
 
 
 def now() -> int:

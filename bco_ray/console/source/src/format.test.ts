@@ -12,6 +12,11 @@ test("times and sizes", () => {
   expect([size(0), size(1023), size(1024), size(3.5 * 2 ** 30)]).toEqual(["0 B", "1020 B", "1 KiB", "3.5 GiB"]);
 });
 
+test("what is not all is not 100 %, and what is not nothing is not 0 %", () => {
+  expect([200 / 201, 0.994, 1, 0, 1 / 1000, 0.006].map((share) => percent(share))).toEqual([">99 %", "99 %", "100 %", "0 %", "<1 %", "1 %"]);
+  expect([0.9996, 0.9994, 1, 0.0004, 0].map((share) => percent(share, 1))).toEqual([">99.9 %", "99.9 %", "100.0 %", "<0.1 %", "0.0 %"]);
+});
+
 test("words", () => {
   expect([count(1, "row"), count(1200, "row"), percent(0.1234, 1), plain({ a: 1 }), plain("")]).toEqual([
     "1 row", "1,200 rows", "12.3 %", '{"a":1}', "–",

@@ -10,8 +10,14 @@ export function number(value: unknown, digits = 4): string {
     : value.toExponential(2);
 }
 
+/** All of something is said of nothing less, and nothing of no more: 0.995 is `>99 %`. */
 export function percent(value: unknown, digits = 0): string {
-  return typeof value === "number" && Number.isFinite(value) ? `${(100 * value).toFixed(digits)} %` : DASH;
+  if (typeof value !== "number" || !Number.isFinite(value)) return DASH;
+  const said = (100 * value).toFixed(digits);
+  const step = 10 ** -digits;
+  if (value < 1 && Number(said) >= 100) return `>${(100 - step).toFixed(digits)} %`;
+  if (value > 0 && Number(said) === 0) return `<${step.toFixed(digits)} %`;
+  return `${said} %`;
 }
 
 /** Unix seconds. */

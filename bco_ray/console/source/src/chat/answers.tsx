@@ -4,7 +4,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { inWords } from "../api.ts";
 import { Field, Trouble } from "../parts/basics.tsx";
 import { askAgain, judge, reveal, vote } from "./store.ts";
-import { canBeJudged, canBeRetried, isOpen, type Answer, type Turn, type Verdict } from "./turns.ts";
+import { canBeJudged, canBeRetried, isOpen, outcomeOf, type Answer, type Turn, type Verdict } from "./turns.ts";
 
 const VERDICTS: [Verdict, string][] = [
   ["first", "A is better"],
@@ -13,39 +13,45 @@ const VERDICTS: [Verdict, string][] = [
   ["neither", "Both are bad"],
 ];
 
-export function OneAnswer({ answer, at, index, title }: { answer: Answer; at: number; index: number; title?: string }) {
+/** An answer, and where it stands: the id of its turn, and its place there. */
+interface Place {
+  answer: Answer;
+  turn: number;
+  index: number;
+}
+
+export function OneAnswer({ title, ...place }: Place & { title?: string }) {
+  const { answer } = place;
   return (
     <div class="answer">
       <p class="by">{title ? `${title}: ${answer.model ?? answer.asked}` : (answer.model ?? answer.asked)}</p>
-      <Words answer={answer} at={at} index={index} />
-      {!isOpen(answer) && answer.id && <Thumbs key={answer.id} answer={answer} at={at} index={index} />}
+      <Words {...place} />
+      {!isOpen(answer) && answer.id && <Thumbs key={answer.id} {...place} />}
     </div>
   );
 }
 
 /** Two answers side by side; as long as nobody has voted they have no names. */
-export function Comparison({ turn, at }: { turn: Turn; at: number }) {
+export function Comparison({ turn }: { turn: Turn }) {
   const [error, setError] = useState<string | null>(null);
-  const [busy, setBusy] = useState(false);
+  const busy = turn.judging === true;
   const [told, setTold] = useState("");
   const outcome = useRef<HTMLParagraphElement>(null);
   useEffect(() => outcome.current?.focus(), [told]); // the buttons, of which one had the focus, are gone
   const decide = async (verdict: Verdict) => {
     if (busy) return;
-    setBusy(true);
     setError(null);
     try {
-      await judge(at, verdict);
-      setTold("Your votes are saved.");
+      if (await judge(turn.id, verdict)) setTold("Your votes are saved.");
     } catch (problem) {
       setError(inWords(problem));
     }
-    setBusy(false);
   };
   const show = () => {
     if (busy) return;
-    reveal(at);
-    setTold("No vote was cast.");
+    reveal(turn.id);
+    setError(null);
+    setTold(outcomeOf(turn));
   };
   return (
     <>
@@ -54,10 +60,10 @@ export function Comparison({ turn, at }: { turn: Turn; at: number }) {
           turn.blind ? (
             <div class="answer" key={index}>
               <p class="by">Answer {"AB"[index]}</p>
-              <Words answer={answer} at={at} index={index} />
+              <Words answer={answer} turn={turn.id} index={index} />
             </div>
           ) : (
-            <OneAnswer key={index} answer={answer} at={at} index={index} title={`Answer ${"AB"[index]}`} />
+            <OneAnswer key={index} answer={answer} turn={turn.id} index={index} title={`Answer ${"AB"[index]}`} />
           ),
         )}
       </div>
@@ -69,7 +75,7 @@ export function Comparison({ turn, at }: { turn: Turn; at: number }) {
             </button>
           ))}
           <button type="button" class="quiet" disabled={turn.answers.some(isOpen)} aria-disabled={busy} onClick={show}>
-            Show who is who, without a vote
+            {turn.unsure ? "Show who is who" : "Show who is who, without a vote"}
           </button>
         </div>
       )}
@@ -83,11 +89,11 @@ export function Comparison({ turn, at }: { turn: Turn; at: number }) {
   );
 }
 
-function Words({ answer, at, index }: { answer: Answer; at: number; index: number }) {
+function Words({ answer, turn, index }: Place) {
   const words = useRef<HTMLDivElement>(null);
   const again = () => {
     words.current?.focus(); // the button goes away
-    void askAgain(at, index);
+    void askAgain(turn, index);
   };
   return (
     <>
@@ -108,21 +114,18 @@ function Words({ answer, at, index }: { answer: Answer; at: number; index: numbe
   );
 }
 
-function Thumbs({ answer, at, index }: { answer: Answer; at: number; index: number }) {
+function Thumbs({ answer, turn, index }: Place) {
   const [error, setError] = useState<string | null>(null);
-  const [busy, setBusy] = useState(false);
-  const [saved, setSaved] = useState("");
-  const cast = async (label: boolean | null, comment = "", correction = "") => {
-    if (busy) return;
-    setBusy(true);
+  const [withdrawn, setWithdrawn] = useState(false);
+  const { comment, correction } = answer.said ?? {};
+  const saved = typeof answer.label !== "boolean" ? "" : comment || correction ? "Saved with your words." : "Saved.";
+  const cast = async (label: boolean | null, words?: Spoken) => {
     setError(null);
     try {
-      await vote(at, index, label, comment, correction);
-      setSaved(label === null ? "The vote is taken back." : comment || correction ? "Saved with your words." : "Saved.");
+      if (await vote(turn, index, label, words)) setWithdrawn(label === null);
     } catch (problem) {
       setError(inWords(problem));
     }
-    setBusy(false);
   };
   const thumb = (label: boolean, name: string) => (
     <button
@@ -142,12 +145,12 @@ function Thumbs({ answer, at, index }: { answer: Answer; at: number; index: numb
         {thumb(true, "Thumb up")}
         {thumb(false, "Thumb down")}
         <span class="note" role="status">
-          {saved || (typeof answer.label === "boolean" ? "Saved." : "")}
+          {withdrawn ? "The vote is taken back." : saved}
         </span>
       </div>
       <Trouble error={error} />
       {typeof answer.label === "boolean" && (
-        <Remark busy={busy} onSend={(comment, correction) => cast(answer.label!, comment, correction)} />
+        <Remark busy={answer.voting === true} saved={{ comment, correction }} onSend={(words) => cast(answer.label!, words)} />
       )}
     </div>
   );
@@ -167,12 +170,18 @@ function ThumbSign({ down }: { down: boolean }) {
   );
 }
 
-function Remark({ busy, onSend }: { busy: boolean; onSend: (comment: string, correction: string) => Promise<void> }) {
-  const [comment, setComment] = useState("");
-  const [correction, setCorrection] = useState("");
+interface Spoken {
+  comment: string;
+  correction: string;
+}
+
+/** Begins with what was saved before: saving it again is saying all of it anew. */
+function Remark({ busy, saved, onSend }: { busy: boolean; saved: Partial<Spoken>; onSend: (words: Spoken) => Promise<void> }) {
+  const [comment, setComment] = useState(saved.comment ?? "");
+  const [correction, setCorrection] = useState(saved.correction ?? "");
   const send = (event: Event) => {
     event.preventDefault();
-    void onSend(comment, correction);
+    if (!busy) void onSend({ comment, correction });
   };
   const area = (label: string, most: number, value: string, change: (text: string) => void) => (
     <Field
@@ -188,7 +197,7 @@ function Remark({ busy, onSend }: { busy: boolean; onSend: (comment: string, cor
       <form onSubmit={send}>
         {area("Comment", 4096, comment, setComment)}
         {area("What it should have said", 65536, correction, setCorrection)}
-        <button type="submit" disabled={!(comment.trim() || correction.trim())} aria-disabled={busy}>
+        <button type="submit" disabled={!(comment.trim() || correction.trim() || saved.comment || saved.correction)} aria-disabled={busy}>
           Save with the vote
         </button>
       </form>

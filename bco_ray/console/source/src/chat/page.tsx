@@ -33,7 +33,7 @@ export function ChatPage() {
       <Choices names={names} settings={settings} />
       <ol class="turns" aria-label="Conversation">
         {turns.map((turn, at) => (
-          <li key={at}>
+          <li key={turn.id}>
             <TurnView turn={turn} at={at} />
           </li>
         ))}
@@ -55,7 +55,7 @@ function TurnView({ turn, at }: { turn: Turn; at: number }) {
         <span class="unseen">You asked: </span>
         {turn.prompt}
       </p>
-      {compared ? <Comparison turn={turn} at={at} /> : <OneAnswer answer={turn.answers[0]!} at={at} index={0} />}
+      {compared ? <Comparison turn={turn} /> : <OneAnswer answer={turn.answers[0]!} turn={turn.id} index={0} />}
     </article>
   );
 }

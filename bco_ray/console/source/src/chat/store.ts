@@ -6,8 +6,8 @@ import { say } from "../parts/live.tsx";
 import { Intents } from "../parts/intents.ts";
 import { onForget, voter } from "../session.ts";
 import {
-  anew, ballots, canBeRetried, ended, grown, LABELS, messagesOf, newTurn, type Answer, type Chunk, type Turn, type Verdict,
-  type Vote,
+  anew, ballot, ballots, canBeRetried, ended, grown, messagesOf, newTurn, outcomeOf, saidIn, type Answer, type Chunk, type Turn,
+  type Verdict, type Vote,
 } from "./turns.ts";
 
 export interface Settings {
@@ -30,6 +30,7 @@ const NOTHING: Talk = {
 };
 let talk = NOTHING;
 let running = new AbortController();
+let asked = 0;
 const votes = new Intents();
 const listeners = new Set<() => void>();
 
@@ -70,76 +71,92 @@ onForget(() => {
 export async function ask(prompt: string): Promise<void> {
   const { settings, turns } = talk;
   const models = settings.compare ? [settings.model, settings.other] : [settings.model];
-  const turn = newTurn(prompt, models, Math.random() < 0.5);
+  const turn = newTurn((asked += 1), prompt, models, Math.random() < 0.5);
   const messages = messagesOf(settings.system, turns, prompt);
-  const at = turns.length;
   running = new AbortController();
   publish({ ...talk, turns: [...turns, turn] });
-  await Promise.all(turn.answers.map((answer, index) => follow(at, index, bodyOf(settings, answer, messages))));
-  tellOf(at);
+  await Promise.all(turn.answers.map((answer, index) => follow(turn.id, index, bodyOf(settings, answer, messages))));
+  tellOf(turn.id);
 }
 
 /** Once more what did not come to its end, with the settings of now. */
-export async function askAgain(at: number, index: number): Promise<void> {
+export async function askAgain(id: number, index: number): Promise<void> {
   const { settings, turns } = talk;
+  const at = turns.findIndex((turn) => turn.id === id);
   const turn = turns[at];
   const answer = turn?.answers[index];
   if (!turn || !answer || !canBeRetried(answer)) return;
   if (running.signal.aborted) running = new AbortController();
-  change(at, index, anew);
-  await follow(at, index, bodyOf(settings, answer, messagesOf(settings.system, turns.slice(0, at), turn.prompt)));
-  tellOf(at, index);
+  change(id, index, anew);
+  await follow(id, index, bodyOf(settings, answer, messagesOf(settings.system, turns.slice(0, at), turn.prompt)));
+  tellOf(id, index);
 }
 
-/** A thumb, or null to take it back, with a word perhaps. Throws what the server says. */
-export async function vote(at: number, index: number, label: boolean | null, comment = "", correction = ""): Promise<void> {
-  const answer = talk.turns[at]?.answers[index];
-  if (!answer?.id) return;
-  const words = { ...(comment.trim() && { comment }), ...(correction.trim() && { correction }) };
-  const body = { response_id: answer.id, label, feedback_token: answer.token, user: voter(), source: "console", ...words };
-  await cast(body);
-  votes.done(body.response_id);
-  change(at, index, (one) => ({ ...one, label }));
+/**
+ * A thumb, or null to take it back; with `words` if they are new, else with those that were said before. One at a time:
+ * while one is on its way another is none (false). Throws what the server says.
+ */
+export async function vote(id: number, index: number, label: boolean | null, words?: { comment: string; correction: string }): Promise<boolean> {
+  const answer = turnOf(id)?.answers[index];
+  if (!answer?.id || answer.voting) return false;
+  const { comment, correction } = words ?? {};
+  const fresh = words && { comment: comment?.trim() ? comment : undefined, correction: correction?.trim() ? correction : undefined };
+  const body = ballot(answer, label, { ...answer.said, ...fresh }, voter());
+  changeAnswer(id, body.response_id, (one) => ({ ...one, voting: true }));
+  try {
+    await cast(id, body);
+    votes.done(body.response_id);
+  } finally {
+    changeAnswer(id, body.response_id, ({ voting: _, ...one }) => one);
+  }
+  return true;
 }
 
-/** The vote of a comparison; afterwards it is shown who was who. Throws what the server says. */
-export async function judge(at: number, verdict: Verdict): Promise<void> {
-  const turn = talk.turns[at];
-  if (!turn) return;
+/**
+ * The vote of a comparison; afterwards it is shown who was who, unless one of the two was not stored: that is thrown, and
+ * the next verdict is asked for again. While one is on its way another is none (false).
+ */
+export async function judge(id: number, verdict: Verdict): Promise<boolean> {
+  const turn = turnOf(id);
+  if (!turn || turn.judging || !turn.blind) return false;
   const cards = ballots(turn, verdict, voter());
-  await Promise.all(cards.map(cast));
+  patch(id, { judging: true });
+  const outcomes = await Promise.allSettled(cards.map((card) => cast(id, card)));
+  const failed = outcomes.find((one) => one.status === "rejected");
+  const known = { unsure: false, blind: false, chosen: verdict === "second" ? 1 : 0 };
+  patch(id, { judging: false, ...(failed ? { unsure: true } : known) });
+  if (failed) throw new Error(`${outcomeOf(turnOf(id) ?? turn)} ${inWords(failed.reason)} Choose again, and both are sent.`);
   for (const card of cards) votes.done(card.response_id);
-  const answers = turn.answers.map((answer, index) => ({ ...answer, label: LABELS[verdict][index as 0 | 1] }));
-  replace(at, { ...turn, answers, blind: false, chosen: verdict === "second" ? 1 : 0 });
+  return true;
 }
 
 /** A vote; of one that was sent and not answered the second try is the same vote. */
-async function cast(body: Vote): Promise<void> {
+async function cast(id: number, body: Vote): Promise<void> {
   await post("/v1/feedback", body, { "idempotency-key": votes.key(body.response_id, body) });
+  changeAnswer(id, body.response_id, (one) => ({ ...one, label: body.label, said: saidIn(body) }));
 }
 
 /** Without a vote. */
-export function reveal(at: number): void {
-  const turn = talk.turns[at];
-  if (turn) replace(at, { ...turn, blind: false });
+export function reveal(id: number): void {
+  if (!turnOf(id)?.judging) patch(id, { blind: false });
 }
 
-async function follow(at: number, index: number, body: unknown): Promise<void> {
+async function follow(id: number, index: number, body: unknown): Promise<void> {
   const signal = running.signal;
   try {
     for await (const chunk of stream<Chunk>("/v1/chat/completions", body, signal)) {
-      change(at, index, (one) => grown(one, chunk));
+      change(id, index, (one) => grown(one, chunk));
     }
-    change(at, index, ended);
+    change(id, index, ended);
   } catch (error) {
     const stopped = signal.aborted || wasAborted(error);
     const state = (one: Answer) => (stopped ? "stopped" : one.id ? "broken" : "failed");
-    change(at, index, (one) => ({ ...one, state: state(one), error: stopped ? undefined : inWords(error) }));
+    change(id, index, (one) => ({ ...one, state: state(one), error: stopped ? undefined : inWords(error) }));
   }
 }
 
-function tellOf(at: number, index = 0): void {
-  const turn = talk.turns[at];
+function tellOf(id: number, index = 0): void {
+  const turn = turnOf(id);
   if (!turn) return;
   const whole = turn.answers.every((answer) => !canBeRetried(answer));
   if (turn.blind) say(whole ? "Both answers are there." : "Not both answers are whole.");
@@ -165,14 +182,24 @@ function spoken(answer: Answer | undefined): string {
   return `${answer.model ?? answer.asked} answered: ${answer.text.slice(0, 500)}`;
 }
 
-function change(at: number, index: number, how: (answer: Answer) => Answer): void {
-  const turn = talk.turns[at];
-  if (!turn) return; // the conversation was begun anew meanwhile
-  replace(at, { ...turn, answers: turn.answers.map((one, place) => (place === index ? how(one) : one)) });
+function turnOf(id: number): Turn | undefined {
+  return talk.turns.find((turn) => turn.id === id);
 }
 
-function replace(at: number, turn: Turn): void {
-  publish({ ...talk, turns: talk.turns.map((one, place) => (place === at ? turn : one)) });
+/** Nothing, where the conversation was begun anew meanwhile. */
+function patch(id: number, changes: Partial<Turn>): void {
+  if (turnOf(id)) publish({ ...talk, turns: talk.turns.map((turn) => (turn.id === id ? { ...turn, ...changes } : turn)) });
+}
+
+function change(id: number, index: number, how: (answer: Answer) => Answer): void {
+  const answers = turnOf(id)?.answers.map((one, place) => (place === index ? how(one) : one));
+  if (answers) patch(id, { answers });
+}
+
+/** By the answer's own id: it may have been asked for anew, and be another one. */
+function changeAnswer(id: number, answer: string, how: (answer: Answer) => Answer): void {
+  const index = turnOf(id)?.answers.findIndex((one) => one.id === answer) ?? -1;
+  if (index >= 0) change(id, index, how);
 }
 
 function publish(next: Talk): void {

@@ -35,8 +35,8 @@ test("an answer without an end is broken, and can be asked for anew", () => {
 });
 
 test("a conversation goes on from the chosen answers, and leaves out what failed", () => {
-  const pair: Turn = { prompt: "1?", answers: [answered("a", "one", "x"), answered("b", "eins", "y")], blind: false, chosen: 1 };
-  const failed: Turn = { prompt: "2?", answers: [{ asked: "a", text: "", state: "failed" }], blind: false, chosen: 0 };
+  const pair: Turn = { id: 1, prompt: "1?", answers: [answered("a", "one", "x"), answered("b", "eins", "y")], blind: false, chosen: 1 };
+  const failed: Turn = { id: 1, prompt: "2?", answers: [{ asked: "a", text: "", state: "failed" }], blind: false, chosen: 0 };
   const broken: Turn = { ...failed, answers: [{ asked: "a", text: "half an ans", id: "z", state: "broken" }] };
   expect(messagesOf(" ", [pair, failed, broken], "3?")).toEqual([
     { role: "user", content: "1?" },
@@ -47,9 +47,9 @@ test("a conversation goes on from the chosen answers, and leaves out what failed
 });
 
 test("two answers are shown in an order of chance, and judged once both are there", () => {
-  expect(newTurn("?", ["a", "b"], true).answers.map((one) => one.asked)).toEqual(["b", "a"]);
-  expect(newTurn("?", ["a"], false).blind).toBe(false);
-  const turn = { ...newTurn("?", ["a", "b"], false), answers: [answered("a", "one", "x"), answered("b", "eins", "y")] };
+  expect(newTurn(1, "?", ["a", "b"], true).answers.map((one) => one.asked)).toEqual(["b", "a"]);
+  expect(newTurn(1, "?", ["a"], false).blind).toBe(false);
+  const turn = { ...newTurn(1, "?", ["a", "b"], false), answers: [answered("a", "one", "x"), answered("b", "eins", "y")] };
   expect(canBeJudged(turn)).toBe(true);
   expect(canBeJudged({ ...turn, answers: [turn.answers[0]!, { asked: "b", text: "", state: "failed" }] })).toBe(false);
   const votes = ballots(turn, "second", "me");

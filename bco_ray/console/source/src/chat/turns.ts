@@ -12,14 +12,31 @@ export interface Answer {
   finish?: string;
   error?: string;
   label?: boolean | null;
+  /** What goes along with every vote on it: the last one counts, whole. */
+  said?: Said;
+  /** A vote on it is on its way. */
+  voting?: boolean;
+}
+
+/** A person's words, and of a comparison's vote where it comes from. */
+export interface Said {
+  comment?: string;
+  correction?: string;
+  tags?: string[];
+  metadata?: Record<string, string>;
 }
 
 export interface Turn {
+  id: number;
   prompt: string;
   /** One, or two of a blind comparison in the order in which they are shown. */
   answers: Answer[];
   /** Of a comparison: not voted on yet, so nobody may see who is who. */
   blind: boolean;
+  /** A verdict is on its way. */
+  judging?: boolean;
+  /** One did not come through, and perhaps one of its votes did. */
+  unsure?: boolean;
   /** Which answer the conversation goes on from. */
   chosen: number;
 }
@@ -36,22 +53,18 @@ export interface Chunk {
   choices: { delta: { content?: string | null }; finish_reason: string | null }[];
 }
 
-export interface Vote {
+export interface Vote extends Said {
   response_id: string;
   label: boolean | null;
   feedback_token?: string;
-  comment?: string;
-  correction?: string;
-  tags?: string[];
   user: string;
   source: string;
-  metadata?: Record<string, string>;
 }
 
-export function newTurn(prompt: string, models: string[], swapped: boolean): Turn {
+export function newTurn(id: number, prompt: string, models: string[], swapped: boolean): Turn {
   const asked = swapped ? [...models].reverse() : models;
   const answers = asked.map((one): Answer => ({ asked: one, text: "", state: "waiting" }));
-  return { prompt, answers, blind: models.length > 1, chosen: 0 };
+  return { id, prompt, answers, blind: models.length > 1, chosen: 0 };
 }
 
 /** An answer and some more of it. */
@@ -111,20 +124,31 @@ export const LABELS: Record<Verdict, [boolean, boolean]> = {
   neither: [false, false],
 };
 
+/** A vote; taken back it says nothing but that. */
+export function ballot(answer: Answer, label: boolean | null, said: Said, user: string): Vote {
+  const token = answer.token && { feedback_token: answer.token };
+  return { response_id: answer.id ?? "", label, ...token, user, source: "console", ...(label === null ? {} : said) };
+}
+
 /** Thumbs of a comparison; each says in its metadata what it was compared with. */
 export function ballots(turn: Turn, verdict: Verdict, user: string): Vote[] {
   return turn.answers.map((answer, index) => {
     const other = turn.answers[1 - index];
-    return {
-      response_id: answer.id ?? "",
-      label: LABELS[verdict][index as 0 | 1],
-      feedback_token: answer.token,
-      tags: ["side-by-side"],
-      user,
-      source: "console",
-      metadata: { compared_with: other?.id ?? "", compared_with_model: other?.model ?? "", verdict },
-    };
+    const metadata = { compared_with: other?.id ?? "", compared_with_model: other?.model ?? "", verdict };
+    return ballot(answer, LABELS[verdict][index as 0 | 1], { tags: ["side-by-side"], metadata }, user);
   });
+}
+
+/** Of a vote what goes along with the next one, too. */
+export function saidIn({ comment, correction, tags, metadata }: Vote): Said {
+  return { ...(comment && { comment }), ...(correction && { correction }), ...(tags && { tags }), ...(metadata && { metadata }) };
+}
+
+/** What became of a comparison once its versions are shown. */
+export function outcomeOf(turn: Turn): string {
+  const saved = turn.answers.filter((answer) => typeof answer.label === "boolean").length;
+  if (!turn.unsure) return saved ? "Your votes are saved." : "No vote was cast.";
+  return saved === 1 ? "Only one of the two votes is known to be saved." : "Not both votes are known to be saved.";
 }
 
 /** Of two answers that can both be voted on. */

@@ -1,84 +1,114 @@
 /** What the log of a job turned out to be, and the rows that are not trained on. */
 
-import { ApiError, get, withQuery, type Page } from "../api.ts";
-import { number, percent, time } from "../format.ts";
+import { useMemo, useRef } from "preact/hooks";
+import { ApiError, firstOf, get, withQuery, type Page } from "../api.ts";
+import { number, percent, plain, time } from "../format.ts";
 import { Plot } from "../jobs/chart.tsx";
 import { hasEnded, type Job } from "../jobs/types.ts";
-import { Facts, Field, Heading, Nothing, Pending, Table } from "../parts/basics.tsx";
+import { Badge, Facts, Field, Heading, Nothing, Pending, Table, Trouble } from "../parts/basics.tsx";
 import { useLoaded } from "../parts/loaded.ts";
 import { addressOf, go } from "../route.ts";
 import { Refused } from "./refused.tsx";
-import { busiest, overTime, reasonsOf, shiftOf, type Quantiles, type Rate, type Report } from "./report.ts";
+import { busiest, endOf, overTime, reasonsOf, shiftOf, type Quantiles, type Rate, type Report, type Unit } from "./report.ts";
 
-const JOBS = 50;
+const AT_ONCE = 50;
 const AGAIN_SECONDS = 5;
 
 export function DataPage({ id }: { id: string | undefined }) {
+  const wanted = useRef(AT_ONCE);
   const jobs = useLoaded(
-    async (signal) => (await get<Page<Job>>(withQuery("/v1/fine_tuning/jobs", { limit: JOBS }), signal)).data,
+    (signal) => firstOf<Job>(wanted.current, (query) => get<Page<Job>>(withQuery("/v1/fine_tuning/jobs", query), signal)),
     [],
   );
-  const shown = id ?? jobs.value?.[0]?.id;
-  const known = jobs.value ?? [];
+  const known = jobs.value?.data ?? [];
+  const shown = id ?? known[0]?.id;
+  const picker = useRef<HTMLDivElement>(null);
+  const more = () => {
+    wanted.current = known.length + AT_ONCE;
+    picker.current?.querySelector("select")?.focus(); // the button may go away
+    jobs.again();
+  };
   return (
     <>
       <Heading>Data</Heading>
       <Pending of={jobs} what="jobs" />
-      {jobs.value?.length === 0 && !id && <Nothing>A log is looked at when a job reads it. There is no job yet.</Nothing>}
+      {jobs.value && !known.length && !id && <Nothing>A log is looked at when a job reads it. There is no job yet.</Nothing>}
       {known.length > 0 && (
-        <Field
-          label="The log of job"
-          control={(its) => (
-            <select {...its} value={shown} onChange={(event) => go("data", event.currentTarget.value)}>
-              {id && !known.some((job) => job.id === id) && <option value={id}>{id}</option>}
-              {known.map((job) => (
-                <option key={job.id} value={job.id}>
-                  {job.user_provided_suffix ?? job.id}: {job.training_file}, {time(job.created_at)}
-                </option>
-              ))}
-            </select>
+        <div class="row" ref={picker}>
+          <Field
+            label="The log of job"
+            control={(its) => (
+              <select {...its} value={shown} onChange={(event) => go("data", event.currentTarget.value)}>
+                {id && !known.some((job) => job.id === id) && <option value={id}>{id}</option>}
+                {known.map((job) => (
+                  <option key={job.id} value={job.id}>
+                    {job.user_provided_suffix ?? job.id}: {job.training_file}, {time(job.created_at)}
+                  </option>
+                ))}
+              </select>
+            )}
+          />
+          {jobs.value?.has_more && (
+            <button type="button" onClick={more}>
+              Older jobs
+            </button>
           )}
-        />
+        </div>
       )}
       {shown && <JobData key={shown} id={shown} />}
     </>
   );
 }
 
+interface Looked {
+  job: Job;
+  /** Null: its log has not been read, or its run left nothing to say of it. */
+  report: Report | null;
+}
+
 function JobData({ id }: { id: string }) {
   const path = `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
-  const report = useLoaded((signal) => reportOf(path, signal), [id], (found) => (found === "not yet" ? AGAIN_SECONDS : null));
-  if (report.value === "not yet" || report.value === "never") {
-    return (
-      <Nothing>
-        The log of <a href={addressOf("jobs", id)}>this job</a>{" "}
-        {report.value === "never" ? "was not read before the job ended." : "has not been read yet."}
-      </Nothing>
-    );
-  }
+  const found = useLoaded((signal) => look(path, signal), [id], (one) => (one && hasEnded(one.job) ? null : AGAIN_SECONDS));
+  const { job, report } = found.value ?? {};
   return (
     <>
-      <Pending of={report} what="what its log turned out to be" />
-      {report.value && <ReportView report={report.value} />}
-      {report.value && <Refused path={path} reasons={reasonsOf(report.value)} read={report.value.read} />}
+      <Pending of={found} what="what its log turned out to be" />
+      {job && (
+        <p>
+          <Badge status={job.status} /> <a href={addressOf("jobs", id)}>The job</a>
+        </p>
+      )}
+      {job?.error && <Trouble error={`${job.error.code}: ${job.error.message}`} />}
+      {job && !report && <Nothing>{unread(job)}</Nothing>}
+      {job && report && <ReportView report={report} status={job.status} />}
+      {report && <Refused path={path} reasons={reasonsOf(report)} read={report.read} />}
     </>
   );
 }
 
-/** Of a job that is there the report may not be; once the job has ended it never will. */
-async function reportOf(path: string, signal: AbortSignal): Promise<Report | "not yet" | "never"> {
+/** The job first: once that has ended, what is there of its log is all that there will be. */
+async function look(path: string, signal: AbortSignal): Promise<Looked> {
+  const job = await get<Job>(path, signal);
   try {
-    return await get<Report>(`${path}/data`, signal);
+    return { job, report: await get<Report>(`${path}/data`, signal) };
   } catch (error) {
-    const unread = error instanceof ApiError && error.status === 404 && error.message.includes("not been read");
-    if (!unread) throw error;
-    return hasEnded(await get<Job>(path, signal)) ? "never" : "not yet";
+    if (error instanceof ApiError && error.code === "log_not_read") return { job, report: null };
+    throw error;
   }
 }
 
-function ReportView({ report }: { report: Report }) {
+function unread(job: Job): string {
+  if (!hasEnded(job)) return "Its log has not been read yet.";
+  if (job.status === "succeeded") return "What its log turned out to be is not there.";
+  return `Its log was not read before the job ${endOf(job.status)}.`;
+}
+
+const UNITS: Record<Unit, string> = { day: "days", week: "weeks", month: "months" };
+
+function ReportView({ report, status }: { report: Report; status: string }) {
   const { statistics: found, matching } = report;
-  const [times, rates] = overTime(found.by_month);
+  const { unit, rates } = found.over_time;
+  const curve = useMemo(() => overTime(rates), [rates]);
   const users = found.users;
   return (
     <>
@@ -90,27 +120,29 @@ function ReportView({ report }: { report: Report }) {
             ["Thumbs up", percent(found.up_rate, 1)],
             ["Different prompts", number(found.prompts.distinct)],
             ["With ups and downs", number(found.prompts.with_both_labels)],
+            ["Most votes on one prompt", number(found.prompts.most_votes_on_one)],
             ["Users", `${number(users.distinct)}${users.exact ? "" : ", about"}`],
             ["Agreement on an answer", found.agreement.pairs ? `${percent(found.agreement.rate)}, by chance ${percent(found.agreement.chance)}` : "–"],
             ["With a comment", number(found.rows_with.comment)],
             ["With a correction", number(found.rows_with.correction)],
+            ...Object.entries(report.answers).map(([what, count]): [string, string] => [`Answers ${what}`, plain(count)]),
           ]}
         />
       </section>
       <section aria-labelledby="shift">
         <h2 id="shift">Do ups and downs get other prompts?</h2>
-        <p>{shiftOf(matching)}</p>
+        <p>{shiftOf(matching, status)}</p>
         {matching?.warnings?.map((warning) => <p key={warning} class="note">{warning}</p>)}
       </section>
-      {times.length > 0 && (
+      {curve[0].length > 0 && (
         <section aria-labelledby="time">
-          <h2 id="time">Thumbs up over time</h2>
-          {times.length > 1 && (
+          <h2 id="time">Thumbs up over time (UTC)</h2>
+          {curve[0].length > 1 && (
             <div class="card">
-              <Plot label={`Share of thumbs up in ${times.length} months; the table below has the numbers.`} names={["thumbs up"]} data={[times, rates]} times />
+              <Plot label={`Share of thumbs up in ${curve[0].length} ${UNITS[unit]}; the table below has the numbers.`} names={["thumbs up"]} data={curve} times />
             </div>
           )}
-          <Rates caption="Thumbs up by month" rates={found.by_month} />
+          <Rates caption={`Thumbs up by ${unit}`} rates={rates} of={unit === "week" ? "week of " : ""} />
         </section>
       )}
       <section aria-labelledby="lengths">
@@ -161,12 +193,12 @@ function QuantileRow({ name, values }: { name: string; values: Quantiles }) {
   );
 }
 
-function Rates({ caption, rates }: { caption: string; rates: Rate[] }) {
+function Rates({ caption, rates, of = "" }: { caption: string; rates: Rate[]; of?: string }) {
   return (
     <Table caption={caption} head={["", "Votes", "Thumbs up"]}>
       {rates.map((rate) => (
         <tr key={rate.key}>
-          <th scope="row">{rate.key}</th>
+          <th scope="row">{/^\d/.test(rate.key) ? of : ""}{rate.key}</th>
           <td>{number((rate.ups ?? 0) + (rate.downs ?? 0))}</td>
           <td>{percent(rate.up_rate, 1)}</td>
         </tr>

@@ -81,6 +81,7 @@ export function Refused({ path, reasons, read }: { path: string; reasons: [strin
             </p>
             <p>{plain(row.detail)}</p>
             <pre tabIndex={0}>{row.raw || "nothing is left of it"}</pre>
+            {row.truncated && <p class="note">This is its beginning: the row goes on.</p>}
           </article>
         ))}
       {last?.has_more && (

@@ -1,6 +1,6 @@
 /** Lines over steps, drawn by uPlot. The same numbers are told in words beside them. */
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
 import { number } from "../format.ts";
 import { newest, seriesOf, type Panel, type Row } from "./curves.ts";
@@ -11,7 +11,9 @@ const DASHES = [[], [6, 3], [2, 3]];
 
 export function Curves({ panel, rows }: { panel: Panel; rows: Row[] }) {
   const values = newest(panel, rows);
+  const data = useMemo(() => seriesOf(panel, rows), [panel, rows]);
   if (!values.length) return null;
+  const steps = data[0]?.at(-1) ?? 0; // of a long training not every one is here
   const words = values.map(({ name, value }) => `${name} ${number(value)}`).join(", ");
   return (
     <figure class="card">
@@ -20,15 +22,18 @@ export function Curves({ panel, rows }: { panel: Panel; rows: Row[] }) {
         <span class="help"> — {words}</span>
       </figcaption>
       <Plot
-        label={`${panel.title} over ${rows.length} steps; now ${words}.`}
+        label={`${panel.title} over ${number(steps)} steps; now ${words}.`}
         names={panel.lines.map((line) => line.name)}
-        data={seriesOf(panel, rows)}
+        data={data}
       />
     </figure>
   );
 }
 
-/** `data`: the x values, and one list for each name. `times`: x are unix seconds, and y are shares. */
+/**
+ * `data`: the x values, and one list for each name; drawn anew when it is another list. `times`: x are unix seconds, told
+ * in UTC, and y are shares.
+ */
 export function Plot({ label, names, data, times = false }: { label: string; names: string[]; data: (number | null)[][]; times?: boolean }) {
   const place = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
@@ -44,8 +49,20 @@ export function Plot({ label, names, data, times = false }: { label: string; nam
       plot.current?.destroy();
     };
   }, [look]);
-  useEffect(() => plot.current?.setData(data as uPlot.AlignedData), [data]);
+  useEffect(() => {
+    if (plot.current) update(plot.current, data as uPlot.AlignedData);
+  }, [data]);
   return <div class="plot" ref={place} role="img" aria-label={label} />;
+}
+
+/** Who has zoomed in stays there. */
+function update(plot: uPlot, data: uPlot.AlignedData): void {
+  if (data === plot.data) return;
+  const [first, last] = [plot.data[0][0], plot.data[0].at(-1)];
+  const { min, max } = plot.scales.x!;
+  const zoomed = first !== undefined && last !== undefined && min != null && max != null && (min > first || max < last);
+  plot.setData(data, !zoomed);
+  if (zoomed) plot.redraw();
 }
 
 function optionsOf(names: string[], width: number, times: boolean, few: boolean): uPlot.Options {
@@ -55,6 +72,7 @@ function optionsOf(names: string[], width: number, times: boolean, few: boolean)
   return {
     width,
     height: HEIGHT,
+    tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
     scales: { x: { time: times }, y: times ? { range: [0, 1] } : {} },
     axes: [axis, { ...axis, size: 60 }],
     legend: { show: names.length > 1 },

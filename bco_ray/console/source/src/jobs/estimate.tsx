@@ -12,6 +12,7 @@ export function EstimateView({ estimate }: { estimate: Estimate }) {
           ["Votes", `${number(usable_rows)} usable of ${number(rows)}${exact ? "" : ", about"}`],
           ["Thumbs up", percent(label_rate, 1)],
           ["Steps", number(steps)],
+          ["Tokens of a vote", number(estimate.tokens_per_row, 3)],
           ["Tokens trained on", number(trained_tokens)],
           ["Parameters trained", `${number(estimate.trained_parameters)} of ${number(estimate.parameters)}`],
           ["Memory per worker", size(memory.total)],

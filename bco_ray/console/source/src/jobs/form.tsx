@@ -35,6 +35,7 @@ function JobForm({ schemas }: { schemas: Schemas }) {
   const [wrong, setWrong] = useState<Record<string, string>>({});
   const [error, setError] = useState<string | null>(null);
   const [busy, setBusy] = useState<"" | "estimate" | "create">("");
+  const [uploading, setUploading] = useState(false);
   const [estimate, setEstimate] = useState<Estimate | null>(null);
   const [attempts, setAttempts] = useState(0);
   const place = useRef<HTMLFormElement>(null);
@@ -80,6 +81,7 @@ function JobForm({ schemas }: { schemas: Schemas }) {
   };
   const send = async (what: "estimate" | "create") => {
     if (asking.current) return;
+    if (uploading) return say("A file is still on its way.");
     const { body, wrong: found } = bodyOf(chosen, form, values);
     if (Object.keys(found).length) return refuse(found, "Some fields do not fit; each says what it takes.");
     setWrong({});
@@ -95,6 +97,7 @@ function JobForm({ schemas }: { schemas: Schemas }) {
     asking.current = false;
     setBusy("");
   };
+  const waits = busy !== "" || uploading;
   const create = (event: TargetedEvent<HTMLFormElement>) => {
     event.preventDefault();
     void send("create");
@@ -124,6 +127,7 @@ function JobForm({ schemas }: { schemas: Schemas }) {
           value={chosen.training_file}
           error={wrong.training_file}
           onChange={choose("training_file")}
+          onUploading={setUploading}
         />
         <Inputs inputs={form.rest.inputs} typed={typed} />
         <h2>Hyperparameters</h2>
@@ -143,10 +147,10 @@ function JobForm({ schemas }: { schemas: Schemas }) {
       </details>
       <Trouble error={error} />
       <div class="actions">
-        <button type="button" aria-disabled={busy !== ""} onClick={() => send("estimate")}>
+        <button type="button" aria-disabled={waits} onClick={() => send("estimate")}>
           {busy === "estimate" ? "Reckoning …" : "What would it take?"}
         </button>
-        <button type="submit" class="primary" aria-disabled={busy !== ""}>
+        <button type="submit" class="primary" aria-disabled={waits}>
           Create the job
         </button>
       </div>

@@ -1,7 +1,7 @@
 /** What a job is made of: a model, and votes from somewhere. */
 
 import type { TargetedEvent } from "preact";
-import { useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { get, inWords, upload, type Page } from "../api.ts";
 import { Field, Trouble } from "../parts/basics.tsx";
 import { say } from "../parts/live.tsx";
@@ -37,14 +37,29 @@ export function ModelField({ value, error, onChange }: { value: string; error?: 
   );
 }
 
-export function VotesField({ value, error, onChange }: { value: string; error?: string; onChange: (place: string) => void }) {
+interface VotesProps {
+  value: string;
+  error?: string;
+  onChange: (place: string) => void;
+  /** Whether a file is on its way. */
+  onUploading: (busy: boolean) => void;
+}
+
+export function VotesField({ value, error, onChange, onUploading }: VotesProps) {
   const files = useLoaded(async (signal) => (await get<Page<Stored>>("/v1/files?limit=100", signal)).data, []);
   const [problem, setProblem] = useState<string | null>(null);
   const [busy, setBusy] = useState(false);
+  const sending = useRef(false);
+  const turn = (on: boolean) => {
+    sending.current = on;
+    setBusy(on);
+    onUploading(on);
+  };
   const send = async (event: TargetedEvent<HTMLInputElement>) => {
-    const file = event.currentTarget.files?.[0];
-    if (!file) return;
-    setBusy(true);
+    const input = event.currentTarget;
+    const file = input.files?.[0];
+    if (!file || sending.current) return;
+    turn(true);
     setProblem(null);
     try {
       const stored = await upload<Stored>("/v1/files", file, { purpose: "fine-tune" });
@@ -54,8 +69,10 @@ export function VotesField({ value, error, onChange }: { value: string; error?: 
     } catch (failed) {
       setProblem(inWords(failed));
     }
-    setBusy(false);
+    input.value = ""; // else the same file could not be chosen once more
+    turn(false);
   };
+  const hold = (event: Event) => sending.current && event.preventDefault(); // a disabled input would lose the focus
   const uploaded = files.value ?? [];
   return (
     <>
@@ -79,7 +96,7 @@ export function VotesField({ value, error, onChange }: { value: string; error?: 
             </>
           )}
         />
-        <Field label={busy ? "Uploading …" : "Upload a file of votes"} control={(its) => <input {...its} type="file" disabled={busy} onChange={send} />} />
+        <Field label={busy ? "Uploading …" : "Upload a file of votes"} control={(its) => <input {...its} type="file" aria-disabled={busy} onClick={hold} onChange={send} />} />
       </div>
       <p class="note">{uploaded.filter((file) => file.id === value).map((file) => `${file.id} is ${file.filename}`)}</p>
       <Trouble error={problem} />

@@ -1,6 +1,6 @@
 /** The parts of OpenAI's objects, and of ours beside them, that are shown. */
 
-import { count, duration } from "../format.ts";
+import { count, duration, time } from "../format.ts";
 
 export interface Job {
   id: string;
@@ -31,9 +31,17 @@ export interface Job {
   };
   spec: Record<string, unknown>;
   evaluation: Record<string, unknown> | null;
-  budget: Record<string, number | null> | null;
+  budget: Budget | null;
   spent: Record<string, number>;
   retried_from: { job: string; step: number | null } | null;
+}
+
+/** What a job may use; null: as much as it takes. `deadline`: unix seconds. */
+export interface Budget {
+  hours: number | null;
+  gpu_hours: number | null;
+  tokens: number | null;
+  deadline: number | null;
 }
 
 export interface JobEvent {
@@ -79,7 +87,24 @@ export function spentText(spent: Record<string, number>): string {
   return [time(hours), ...(gpu_hours > 0 ? [`${time(gpu_hours)} of GPUs`] : []), count(tokens, "token")].join(", ");
 }
 
-export function hasEnded(job: Job): boolean {
+/** What it may use, in the words of `spentText`. */
+export function budgetText({ hours, gpu_hours, tokens, deadline }: Budget): string {
+  const most = [
+    ...(hours === null ? [] : [duration(hours * 3600)]),
+    ...(gpu_hours === null ? [] : [`${duration(gpu_hours * 3600)} of GPUs`]),
+    ...(tokens === null ? [] : [count(tokens, "token")]),
+    ...(deadline === null ? [] : [`until ${time(deadline)}`]),
+  ];
+  return most.join(", ");
+}
+
+/** What is told once a job that was watched has ended. */
+export function endText(job: Pick<Job, "status" | "error" | "fine_tuned_model">): string {
+  if (job.status === "succeeded") return `The job has succeeded${job.fine_tuned_model ? `: ${job.fine_tuned_model}` : ""}.`;
+  return job.status === "failed" ? `The job has failed${job.error ? `: ${job.error.message}` : "."}` : "The job was cancelled.";
+}
+
+export function hasEnded(job: Pick<Job, "status">): boolean {
   return ENDED.has(job.status);
 }
 

@@ -1,9 +1,10 @@
 /** One job: how far it is, what it is doing, what came of it, and what can be done about it. */
 
-import { useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { get, type Page } from "../api.ts";
 import { duration, number, plain, time } from "../format.ts";
 import { Badge, Facts, Heading, Nothing, Pending, Table, Trouble } from "../parts/basics.tsx";
+import { say } from "../parts/live.tsx";
 import { useLoaded } from "../parts/loaded.ts";
 import { addressOf } from "../route.ts";
 import { Curves } from "./chart.tsx";
@@ -11,7 +12,7 @@ import { PANELS, rowsOf } from "./curves.ts";
 import type { Followed } from "./following.ts";
 import { Moves } from "./moves.tsx";
 import { useEvents, useLog, type Log } from "./trail.ts";
-import { hasEnded, phaseOf, spentText, type Checkpoint, type Job, type JobEvent } from "./types.ts";
+import { budgetText, endText, hasEnded, phaseOf, spentText, type Checkpoint, type Job, type JobEvent } from "./types.ts";
 
 const EVERY_SECONDS = 2;
 
@@ -22,12 +23,21 @@ export function JobPage({ id }: { id: string }) {
   const events = useEvents(id, job.value);
   const log = useLog(id, job.value);
   const one = job.value;
+  const told = useRef<string | null>(null);
+  useEffect(() => {
+    if (told.current !== null && told.current !== one?.status && one && hasEnded(one)) say(endText(one));
+    told.current = one?.status ?? null;
+  }, [one?.status]);
+  const moved = (to: Job) => {
+    told.current = to.status; // it was told by whoever moved it
+    job.set(to);
+  };
   return (
     <>
       <p>
         <a href={addressOf("jobs")}>All jobs</a>
       </p>
-      <Heading actions={one && <Moves job={one} path={path} onMoved={job.set} />}>
+      <Heading actions={one && <Moves job={one} path={path} onMoved={moved} />}>
         {one?.user_provided_suffix ?? "Job"} <span class="help">{id}</span>
       </Heading>
       <Pending of={job} what="the job" />
@@ -54,7 +64,8 @@ function Standing({ job }: { job: Job }) {
   return (
     <section class="card" aria-label="How it stands">
       <p>
-        <Badge status={job.status} /> {job.fine_tuned_model && <ResultLink reference={job.fine_tuned_model} />}
+        <Badge status={job.status} /> {job.fine_tuned_model && <ResultLink reference={job.fine_tuned_model} />}{" "}
+        <a href={addressOf("data", job.id)}>What its log turned out to be</a>
       </p>
       {job.error && <Trouble error={`${job.error.code}: ${job.error.message}`} />}
       {problem && <Trouble error={problem} />}
@@ -86,6 +97,7 @@ function Standing({ job }: { job: Job }) {
           ["Ended", time(job.finished_at)],
           ["Attempt", number(job.attempt)],
           ["Spent", spentText(job.spent)],
+          ...(job.budget ? [["May spend", budgetText(job.budget)] as [string, string]] : []),
           ...(job.retried_from ? [["Goes on from", <OtherJob from={job.retried_from} />] as [string, preact.JSX.Element]] : []),
           ...Object.entries(job.metadata).map(([name, value]): [string, string] => [name, value]),
           ...Object.entries(job.evaluation ?? {})
@@ -110,7 +122,7 @@ function OtherJob({ from }: { from: { job: string; step: number | null } }) {
 }
 
 function Metrics({ events }: { events: JobEvent[] }) {
-  const rows = rowsOf(events);
+  const rows = useMemo(() => rowsOf(events), [events]);
   if (!rows.length) return null;
   return (
     <section aria-labelledby="curves">
@@ -179,14 +191,26 @@ function Events({ events }: { events: Followed<JobEvent[]> }) {
   );
 }
 
+const NEAR_PIXELS = 24;
+
+/** Shows the end of the log, unless one has scrolled away from it. */
 function LogView({ log }: { log: Followed<Log> }) {
   const { text } = log.known;
+  const place = useRef<HTMLPreElement>(null);
+  const follows = useRef(true);
+  useLayoutEffect(() => {
+    if (place.current && follows.current) place.current.scrollTop = place.current.scrollHeight;
+  }, [text]);
+  const onScroll = () => {
+    const { scrollHeight, scrollTop, clientHeight } = place.current!;
+    follows.current = scrollHeight - scrollTop - clientHeight < NEAR_PIXELS;
+  };
   return (
     <section aria-labelledby="log">
       <h2 id="log">Log</h2>
       <Pending of={pendingOf(log)} what="the log" />
       {text && (
-        <pre tabIndex={0} aria-labelledby="log" role="region">
+        <pre tabIndex={0} aria-labelledby="log" role="region" ref={place} onScroll={onScroll}>
           {text}
         </pre>
       )}

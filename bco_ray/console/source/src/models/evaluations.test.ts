@@ -30,6 +30,7 @@ test("versions side by side: what was found, what was never looked for, and what
   const rows = Object.fromEntries(rowsOf([evaluation, null, "loading …"]).map((row) => [row.title, row.cells]));
   expect(rows.Evaluated!.slice(1)).toEqual(["never", "loading …"]);
   expect(rows.Evaluated![0]).toContain("2026");
+  expect(rows["Intervals hold with"]).toEqual(["95 %", "–", "–"]);
   expect(rows["Held-out votes"]).toEqual(["40, 60 % up", "–", "–"]);
   expect(rows.auc).toEqual(["0.7 (0.6 to 0.8)", "–", "–"]);
   expect(rows.Compared![0]).toBe("with bot/1: wins 0.6 (0.45 to 0.74) of 16 by rule: shorter, auc +0.1 (−0.02 to +0.2)");

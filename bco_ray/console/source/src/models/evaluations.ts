@@ -46,6 +46,7 @@ export function rowsOf(found: Found[]): { title: string; cells: string[] }[] {
   row("Evaluated", (one) => time(one.at));
   rows[0]!.cells = rows[0]!.cells.map((cell, place) => (typeof found[place] === "string" ? (found[place] as string) : found[place] ? cell : "never"));
   if (!there.length) return rows;
+  row("Intervals hold with", ({ confidence }) => (confidence === null ? DASH : `${number(100 * confidence)} %`));
   row("Held-out votes", ({ votes }) => (votes ? `${number(votes.rows)}, ${percent(votes.rows ? votes.ups / votes.rows : null)} up` : DASH));
   for (const name of namesOf(there.map((one) => Object.keys(one.votes?.metrics ?? {})))) {
     row(name, (one) => (one.votes && Object.hasOwn(one.votes.metrics, name) ? estimateText(one.votes.metrics[name]!) : DASH));

@@ -2,10 +2,12 @@ import { get, type Page } from "../api.ts";
 import { Heading, Nothing, Pending, Table } from "../parts/basics.tsx";
 import { useLoaded } from "../parts/loaded.ts";
 import { addressOf } from "../route.ts";
-import type { Model } from "./stats.ts";
+import { WATCH_SECONDS, type Model } from "./stats.ts";
 
 export function ModelsPage() {
-  const found = useLoaded(async (signal) => (await get<Page<Model>>("/v1/registry/models", signal)).data, []);
+  const found = useLoaded(async (signal) => (await get<Page<Model>>("/v1/registry/models", signal)).data, [], (models) =>
+    models?.some((model) => model.canary) ? WATCH_SECONDS : null,
+  );
   return (
     <>
       <Heading>Models</Heading>

@@ -1,7 +1,7 @@
 /** Moving names between versions. Each is asked about first, and says where the name points now. */
 
 import type { TargetedEvent } from "preact";
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { Field } from "../parts/basics.tsx";
 import { Confirm, focusClicked } from "../parts/dialog.tsx";
 import { own } from "../route.ts";
@@ -70,10 +70,26 @@ export function Promote({ model, version, onMove }: { model: Model; version: Ver
 
 export function Rollback({ model, alias, version, onMove }: { model: Model; alias: string; version: number; onMove: Move }) {
   const [asked, setAsked] = useState(false);
+  const place = useRef<HTMLSpanElement>(null);
+  const opener = useRef<HTMLElement | null>(null);
+  useEffect(() => {
+    if (asked || !opener.current || opener.current.isConnected) return;
+    opener.current = null; // there is nothing more to go back to: what was pressed is gone, and with it the focus
+    if (document.activeElement === document.body) place.current?.focus();
+  });
+  const before = own(model.before, alias);
   const ask = (event: TargetedEvent<HTMLButtonElement>) => {
     focusClicked(event);
+    opener.current = event.currentTarget;
     setAsked(true);
   };
+  if (before === undefined && !asked) {
+    return (
+      <span tabIndex={-1} ref={place}>
+        –
+      </span>
+    );
+  }
   return (
     <>
       <button type="button" onClick={ask} aria-label={`Roll back ${alias}`}>
@@ -88,7 +104,8 @@ export function Rollback({ model, alias, version, onMove }: { model: Model; alia
           onClose={() => setAsked(false)}
         >
           <p>
-            It means {model.id}/{version} now, and goes back to what it meant before.
+            It means {model.id}/{version} now
+            {before === undefined ? ", and there is nothing before that to go back to." : `, and goes back to ${model.id}/${before}.`}
           </p>
         </Confirm>
       )}
@@ -97,8 +114,12 @@ export function Rollback({ model, alias, version, onMove }: { model: Model; alia
 }
 
 export function Canary({ model, onMove }: { model: Model; onMove: Move }) {
-  const [percent, setPercent] = useState(String(model.canary?.percent ?? 0));
+  const share = String(model.canary?.percent ?? 0);
+  const [percent, setPercent] = useState(share);
   const [asked, setAsked] = useState(false);
+  useEffect(() => {
+    if (!asked) setPercent(share); // what was typed was about another state of things
+  }, [model.generation]);
   const candidate = model.aliases.candidate;
   if (candidate === undefined) return <p class="note">Promote a version as candidate, and it can be given a share of the traffic.</p>;
   const ask = (event: TargetedEvent<HTMLFormElement>) => {
@@ -122,7 +143,7 @@ export function Canary({ model, onMove }: { model: Model; onMove: Move }) {
           onYes={() => onMove("canary", { percent: Number(percent), generation: model.generation })}
           onClose={() => setAsked(false)}
         >
-          <p>It is {model.canary?.percent ?? 0} % now. The same user stays on one side.</p>
+          <p>It is {share} % now. The same user stays on one side.</p>
         </Confirm>
       )}
     </form>

@@ -1,23 +1,28 @@
 /** One model: its versions side by side, what its names mean, and moving them. */
 
 import type { ComponentChildren } from "preact";
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { ApiError, get, inWords, post, type Page } from "../api.ts";
 import { number, plain, time } from "../format.ts";
 import { Heading, Pending, Table, Trouble } from "../parts/basics.tsx";
 import { say } from "../parts/live.tsx";
 import { useLoaded, type Loaded } from "../parts/loaded.ts";
+import { poll } from "../parts/polling.ts";
 import { addressOf } from "../route.ts";
 import { rowsOf, type Evaluation, type Found } from "./evaluations.ts";
 import { Canary, Promote, Rollback } from "./moves.tsx";
-import { gateText, lastMove, metricsOf, rate, said, shareOf, trialText, type Model, type Thumbs, type Version } from "./stats.ts";
+import {
+  gateText, lastMove, LEVEL, metricsOf, rate, said, shareOf, trialText, votesCast, WATCH_SECONDS, type Model,
+  type Thumbs, type Version,
+} from "./stats.ts";
 
 const FEW = 5;
 
 export function ModelPage({ name }: { name: string }) {
   const path = `/v1/registry/models/${encodeURIComponent(name)}`;
   const model = useLoaded((signal) => get<Model>(path, signal), [name]);
-  const thumbs = useLoaded(async (signal) => (await get<Page<Thumbs>>("/v1/feedback/summary", signal)).data, [name, model.value]);
+  const thumbs = useLoaded(async (signal) => (await get<Page<Thumbs>>("/v1/feedback/summary", signal)).data, [name]);
+  useWatch(model.value?.canary != null, model.again);
   const move = async (verb: "promote" | "rollback" | "canary", body: unknown) => {
     try {
       const moved = await post<Model>(`${path}/${verb}`, body);
@@ -49,11 +54,26 @@ export function ModelPage({ name }: { name: string }) {
   );
 }
 
+/** While a canary runs, what became of it; but nothing changes below a question that is open. */
+function useWatch(runs: boolean, again: () => void): void {
+  useEffect(() => {
+    let looks = 0;
+    return runs
+      ? poll(async () => {
+          if (looks && !document.querySelector("dialog[open]")) again();
+          looks += 1;
+          return WATCH_SECONDS;
+        })
+      : undefined;
+  }, [runs]);
+}
+
 export type Move = (verb: "promote" | "rollback" | "canary", body: unknown) => Promise<void>;
 
 function Versions({ model, thumbs, onMove }: { model: Model; thumbs: Loaded<Thumbs[]>; onMove: Move }) {
   const [whole, setWhole] = useState(false);
   const counted = thumbs.value ? "known" : thumbs.error ? "failed" : "loading";
+  const thumbsOf = (version: Version) => thumbs.value?.find((one) => one.id === version.id);
   const newest = [...model.versions].sort((a, b) => b.version - a.version);
   const few = newest.filter((one, place) => place < FEW || one.aliases.length > 0);
   const shown = whole ? newest : few;
@@ -72,7 +92,8 @@ function Versions({ model, thumbs, onMove }: { model: Model; thumbs: Loaded<Thum
       <Table caption="Versions side by side, the newest first" head={["", ...shown.map((version) => version.id)]}>
         {row("Names", (version) => version.aliases.join(", ") || "–")}
         {row(`Answers ${model.id}`, (version) => shareText(shareOf(model, version.version)))}
-        {row("Thumbs up", (version) => rate(thumbs.value?.find((one) => one.id === version.id), counted))}
+        {row("Votes", (version) => votesCast(thumbsOf(version), counted))}
+        {row(`People whose first vote is a thumb up (${LEVEL})`, (version) => rate(thumbsOf(version), counted))}
         {shown.some((version) => version.gate) && row("Gate", gateText)}
         {metricsOf(shown).map((metric) => row(`${metric.replace("eval_", "")} in training`, (version) => number(version.evaluation?.[metric])))}
         {rowsOf(shown.map((version) => evaluations(version))).map(({ title, cells }) => row(title, (version) => cells[shown.indexOf(version)] ?? "–"))}
