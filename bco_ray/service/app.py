@@ -184,7 +184,7 @@ class Jobs:
         """Another cluster on the same database may be looking after the jobs: it knows them, and this one does not."""
         try:
             if turn.held():
-                reconciler.run_once()
+                reconciler.run_once(turn.held)
         finally:
             self._looked = time.monotonic()
 
