@@ -98,6 +98,7 @@ DOORS = {
         "control/lease",
         "control/audit",
         "control/files",
+        "control/quotas",
         "control/webhooks",
         "service/app",
         "storage/migrations/versions/0001_feedback_log",

@@ -155,6 +155,11 @@ class Registry:
             return live
         return next((number for number in reversed(self.versions(name)) if not self._shut(name, number)), None)
 
+    def owner(self, name: str) -> str | None:
+        """The project whose job registered its first version; None: there is none, or it was made without one."""
+        first = next(iter(self.versions(name)), None)
+        return None if first is None else self.get(name, first).lineage.get("project")
+
     def evaluations(self, name: str) -> Evaluations:
         """What was found out about its versions."""
         return Evaluations(self.root / name)
