@@ -27,6 +27,8 @@ _CONNECT_SECONDS, _ANSWER_SECONDS, _UPLOAD_SECONDS, _ESTIMATE_SECONDS = 5.0, 60.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 5.0
 _AWAY = {429, 502, 503, 504}
 _WRONG = {400, 422}
+_QUOTA = "insufficient_quota"
+"""A 429 that no waiting mends."""
 
 
 class RefusedError(ServingError):
@@ -150,6 +152,8 @@ class JobServer:
         if status in {401, 403}:
             way_out = "Set $BCO_API_KEY to a key of this server that may do this."
             return RefusedError(f"{self.url}: {message} {way_out}", status)
+        if envelope.get("code") == _QUOTA:
+            return RefusedError(f"{self.url}: {message}", status)
         if status in _AWAY or (not envelope and status in {404, 500}):  # a proxy before a server that starts
             return AwayError(f"{self.url}: {message}", after=_seconds(retry_after))
         return RefusedError(f"{self.url}: {message}", status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import time
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bco_ray.cli.options import AsJson, Storage, finish
+from bco_ray.errors import SpecError
 
 if TYPE_CHECKING:
     from bco_ray.control.keys import ApiKey, KeyStore
@@ -42,6 +44,13 @@ def create(
     requests_per_minute: AtMost = None,
     running_jobs: AtMost = None,
     queued_jobs: AtMost = None,
+    gpu_hours_per_month: Annotated[
+        float | None, typer.Option(help="Of the jobs it asks for.", show_default="as many as there are")
+    ] = None,
+    upload_bytes: Annotated[
+        int | None,
+        typer.Option(min=1, help="To which it may fill its project's uploads.", show_default="as many as there are"),
+    ] = None,
     expires_days: Annotated[int | None, typer.Option("--expires-days", min=1, show_default="never")] = None,
     storage: Storage = STORAGE,
     database: Database = None,
@@ -50,7 +59,12 @@ def create(
     """Make a key. It is printed this once and kept nowhere."""
     from bco_ray.control.keys import Limits
 
-    limits = Limits(requests_per_minute=requests_per_minute, running_jobs=running_jobs, queued_jobs=queued_jobs)
+    if gpu_hours_per_month is not None and not 0 < gpu_hours_per_month < math.inf:
+        raise SpecError(f"--gpu-hours-per-month {gpu_hours_per_month:g}: say a number above 0.")
+    limits = Limits(
+        requests_per_minute=requests_per_minute, running_jobs=running_jobs, queued_jobs=queued_jobs,
+        gpu_hours_per_month=gpu_hours_per_month, upload_bytes=upload_bytes,
+    )  # fmt: skip
     expires_at = time.time() + expires_days * SECONDS_PER_DAY if expires_days else None
     key, text = _store(storage, database).create(
         project, name, role, limits=limits, expires_at=expires_at, actor=_actor()

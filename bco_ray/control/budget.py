@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -41,12 +41,16 @@ class Budget(BaseModel):
 
 @dataclass(frozen=True)
 class Spent:
-    """`at`: unix seconds of the last look at which the job ran; None: it does not run."""
+    """`at`: unix seconds of the last look at which the job ran; None: it does not run. `month_gpu_seconds`: of those in
+    `month`, the last in which it ran.
+    """
 
     seconds: float = 0.0
     gpu_seconds: float = 0.0
     tokens: int = 0
     at: float | None = None
+    month: str | None = None
+    month_gpu_seconds: float = 0.0
 
     @classmethod
     def of(cls, details: Mapping[str, Any]) -> Spent:
@@ -62,12 +66,21 @@ class Spent:
     def until(self, now: float, gpus: float, tokens: int, *, waiting: bool = False) -> dict[str, Any]:
         """With the time since the last look, through which it held so many GPUs; as it goes into `details`."""
         passed = 0.0 if self.at is None or waiting else max(0.0, now - self.at)
-        seconds, gpu_seconds = self.seconds + passed, self.gpu_seconds + passed * gpus
-        return asdict(Spent(round(seconds, 1), round(gpu_seconds, 1), max(tokens, self.tokens), now))
+        month, held = month_of(now), passed * gpus
+        of_month = held + (self.month_gpu_seconds if self.month == month else 0.0)
+        seconds, gpu_seconds, of_month = (
+            round(s, 1) for s in (self.seconds + passed, self.gpu_seconds + held, of_month)
+        )
+        return asdict(Spent(seconds, gpu_seconds, max(tokens, self.tokens), now, month, of_month))
 
     def paused(self) -> dict[str, Any]:
         """The time from here on does not count."""
-        return asdict(Spent(self.seconds, self.gpu_seconds, self.tokens))
+        return asdict(replace(self, at=None))
+
+
+def month_of(now: float) -> str:
+    """`2026-12`, in UTC."""
+    return f"{datetime.fromtimestamp(now, UTC):%Y-%m}"
 
 
 def overdrawn(request: Mapping[str, Any], details: Mapping[str, Any]) -> str | None:

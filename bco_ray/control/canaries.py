@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from bco_ray.control.audit import AuditLog
 from bco_ray.errors import BcoError, GateError
@@ -11,9 +12,9 @@ from bco_ray.storage.aliases import CANDIDATE, PROD
 from bco_ray.storage.registry import Registry
 from bco_ray.storage.trials import Trial, Trials
 from bco_ray.telemetry import logger
+from bco_ray.web.access import LOOPBACK
 
 _ACTOR = "canary"
-_PROJECT = "default"
 
 
 class Canaries:
@@ -44,14 +45,14 @@ class Canaries:
         if verdict == "promote":
             self._promote(trial, why)
         elif verdict == "end":
-            self._end(name, trial.generation, why)
+            self._end(name, trial.candidate, trial.generation, why)
         return None
 
     def _promote(self, trial: Trial, why: str) -> None:
         """What its gate refuses goes on as a canary, until somebody looks or its time is over."""
         name, version = trial.name, trial.candidate
         try:
-            self._registry.promote(name, version, PROD, trial.prod, because=why)
+            self._registry.promote(name, version, PROD, trial.prod, generation=trial.generation, because=why)
         except GateError as error:
             if self._refused.get(name) != str(error):
                 self._refused[name] = str(error)
@@ -59,7 +60,7 @@ class Canaries:
             return
         logger.info("%s/%d is prod now: %s", name, version, why)
         facts = {"alias": PROD, "version": version, "was": trial.prod, "because": why}
-        self._audit.record(project=_PROJECT, actor=_ACTOR, action="model.promote", target=name, **facts)
+        self._write_down("model.promote", name, version, **facts)
         self._end_of_promoted(name)
 
     def _end_of_promoted(self, name: str) -> None:
@@ -70,10 +71,14 @@ class Canaries:
             return
         policy = self._registry.policy(name, candidate)
         if policy is not None and policy.canary is not None:
-            self._end(name, state.generation, "canary: it is prod now")
+            self._end(name, candidate, state.generation, "canary: it is prod now")
 
-    def _end(self, name: str, generation: int, why: str) -> None:
+    def _end(self, name: str, candidate: int, generation: int, why: str) -> None:
         self._registry.set_canary(name, 0, generation=generation, because=why)
         logger.info("the canary of %s has ended: %s", name, why)
-        facts = {"percent": 0, "because": why}
-        self._audit.record(project=_PROJECT, actor=_ACTOR, action="model.canary", target=name, **facts)
+        self._write_down("model.canary", name, candidate, percent=0, because=why)
+
+    def _write_down(self, action: str, name: str, candidate: int, **facts: Any) -> None:
+        """In the project whose job made the candidate."""
+        project = self._registry.get(name, candidate).lineage.get("project") or LOOPBACK.project
+        self._audit.record(project=project, actor=_ACTOR, action=action, target=name, **facts)

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +22,7 @@ import sqlalchemy as sa
 
 from bco_ray.control.audit import record
 from bco_ray.control.checking import check_upload
+from bco_ray.control.quotas import QuotaError, check_upload_quota
 from bco_ray.control.states import ENDED
 from bco_ray.errors import BcoError, DataError, StorageError
 from bco_ray.storage import files as disk
@@ -70,18 +71,25 @@ Found = tuple[list[StoredFile], bool]
 
 
 class FileStore:
-    """The uploads of one database; `directory` holds their bytes. A project sees its own: others' ids are unknown."""
+    """The uploads of one database; `directory` holds their bytes. A project sees its own: others' ids are unknown.
 
-    def __init__(self, engine: sa.Engine, directory: Path) -> None:
+    `allowed_bytes`: to how many an actor may fill its project; None: to any number.
+    """
+
+    def __init__(
+        self, engine: sa.Engine, directory: Path, allowed_bytes: Callable[[str], int | None] = lambda _: None
+    ) -> None:
         self._engine = engine
         self._directory = directory
+        self._allowed_bytes = allowed_bytes
 
     def add(
         self, project: str, filename: str, purpose: str, chunks: Iterable[bytes], *, actor: str = "server"
     ) -> StoredFile:
         """Check and store an upload; durable when this returns. `actor`: for the audit log, as in `delete`.
 
-        Raises InvalidFileError, with nothing stored, for what cannot be a log of votes, and StorageError.
+        Raises InvalidFileError for what cannot be a log of votes, QuotaError for what is too much, with nothing stored;
+        and StorageError.
         """
         if not extension_of(filename):
             raise InvalidFileError(f"{filename}: unknown file type; known are {KNOWN}.")
@@ -91,7 +99,11 @@ class FileStore:
             size, digest = _write(path, chunks)
             if problem := check_upload(path, filename):
                 raise InvalidFileError(problem)
-        return self._insert(StoredFile(file_id, project, time.time(), filename, purpose, size, digest), actor)
+        try:
+            return self._insert(StoredFile(file_id, project, time.time(), filename, purpose, size, digest), actor)
+        except QuotaError:
+            _remove(self._directory / file_id)
+            raise
 
     def get(self, project: str, file_id: str) -> StoredFile:
         """Raises NotFoundError."""
@@ -163,7 +175,9 @@ class FileStore:
 
     def _insert(self, stored: StoredFile, actor: str) -> StoredFile:
         """If this fails the bytes stay, for sweep: the row may be there all the same (a connection lost at commit)."""
+        allowed = self._allowed_bytes(actor)
         with writing(self._engine) as connection:
+            check_upload_quota(connection, stored.project, stored.bytes, allowed)
             connection.execute(sa.insert(files).values(**asdict(stored)))
             facts = {"filename": stored.filename, "bytes": stored.bytes, "sha256": stored.sha256}
             record(connection, project=stored.project, actor=actor, action="file.upload", target=stored.id, **facts)

@@ -23,6 +23,10 @@ class TooManyJobsError(BcoError):
     """The project has as many jobs as it may."""
 
 
+class ForeignModelError(BcoError):
+    """The name under which its model would be registered is another project's."""
+
+
 @dataclass(frozen=True)
 class Order:
     """What is asked for: the request as it came, and the spec it means. `details`: those a job begins with."""

@@ -55,13 +55,17 @@ def may(role: str, action: Action) -> bool:
 
 
 class Limits(BaseModel):
-    """What a key may use; None: as much as there is."""
+    """What a key may use; None: as much as there is. `gpu_hours_per_month`: of the jobs it asks for. `upload_bytes`: to
+    which it may fill its project's uploads.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     requests_per_minute: int | None = Field(default=None, ge=1)
     running_jobs: int | None = Field(default=None, ge=1)
     queued_jobs: int | None = Field(default=None, ge=1)
+    gpu_hours_per_month: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    upload_bytes: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True)
@@ -165,11 +169,11 @@ class KeyStore:
         with reading(self._engine) as connection:
             return _one(connection, _id_in(key_id))
 
-    def running_jobs(self, key_id: str) -> int | None:
-        """How many jobs of a key may be on the cluster; None: no limit, or it is no key (a server without any)."""
+    def limits(self, key_id: str) -> Limits:
+        """Of a key, as they are now; none if it is no key (a server without any)."""
         with reading(self._engine) as connection:
             limits = connection.execute(sa.select(api_keys.c.limits).where(api_keys.c.id == key_id)).scalar()
-        return None if limits is None else Limits.model_validate(limits).running_jobs
+        return Limits() if limits is None else Limits.model_validate(limits)
 
     def any(self) -> bool:
         """Whether there ever was a key: once there was, revoking the last one must not open the server to all."""

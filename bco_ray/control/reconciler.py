@@ -68,11 +68,17 @@ class Reconciler:
         self._follower = Follower()
         self._held: list[_Holder] = []
 
-    def run_once(self) -> None:
-        """One look at all; what is wrong with one job is in nobody else's way."""
+    def run_once(self, in_turn: Callable[[], bool] = lambda: True) -> None:
+        """One look at all; what is wrong with one job is in nobody else's way.
+
+        `in_turn` is asked before each job: a look may take longer than a turn lasts, and who goes on after that would
+        do so beside another.
+        """
         unsettled = self._store.unsettled()
         self._held = [_Holder.of(job) for job in unsettled if job.holds_cluster]
         for job in unsettled:
+            if not in_turn():
+                return
             try:
                 self._settle(job)
             except Exception as error:  # noqa: BLE001  whatever is wrong with it, the others are looked after

@@ -129,8 +129,8 @@ class RetryRequest(BaseModel):
     """Do a job's training again from a checkpoint, as a new job with the same data, model and batches.
 
     `step`: of one of its checkpoints; None: the newest, or from the beginning if there is none. `spec.training` may
-    change what a checkpoint does not depend on (`config.training.CIRCUMSTANCES`). The old job's budget does not go
-    over to the new one.
+    change what a checkpoint does not depend on (`config.training.CIRCUMSTANCES`). Without `budget` it
+    may use as much as the old job might, once more; null: as much as it likes.
     """
 
     model_config = ConfigDict(extra="forbid")

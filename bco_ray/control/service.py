@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 from bco_ray.config.spec import JobSpec
 from bco_ray.control.audit import Deed
+from bco_ray.control.budget import overdrawn
 from bco_ray.control.checking import holds_unlabelled_chats
 from bco_ray.control.checkpoints import checkpoints_of
 from bco_ray.control.files import FileStore, is_file_id
-from bco_ray.control.job import IllegalMoveError, Job, News, Order, WaitingRoom, body_hash, new_id
+from bco_ray.control.job import ForeignModelError, IllegalMoveError, Job, News, Order, WaitingRoom, body_hash, new_id
 from bco_ray.control.jobs import JobStore
 from bco_ray.control.places import Check, Places, Use, check_places
 from bco_ray.control.requests import JobRequest, RetryRequest, spec_again, spec_of
@@ -26,6 +28,7 @@ from bco_ray.storage.files import path_of
 from bco_ray.storage.job_directory import JobDirectory
 from bco_ray.storage.registry import NAME
 from bco_ray.telemetry import traceparent
+from bco_ray.web.access import LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,20 @@ class Asker:
 @dataclass(frozen=True)
 class JobService:
     """Over the stores of one server, whose own directory is `state`; jobs write to `storage`. `actor`: a key's id, for
-    the audit log."""
+    the audit log. `check_quota` raises QuotaError if a key may spend no more; `owner_of` the name of a model: the
+    project that registered it first, None if nobody knows.
+    """
 
     jobs: JobStore
     files: FileStore
     state: Path
     storage: Path
     places: Places
+    check_quota: Callable[[str], None] = lambda _: None
+    owner_of: Callable[[str], str | None] = lambda _: None
 
     def create(self, request: JobRequest, asker: Asker) -> tuple[Job, bool]:
-        """The job, and whether it is new. Raises SpecError, NotFoundError (of a file), and as `JobStore.create`."""
+        """The job, and whether it is new. Raises QuotaError, as `spec_for`, and as `JobStore.create`."""
         sent = request.model_dump(mode="json", exclude_unset=True)
         digest = body_hash(sent)
         if before := self.jobs.made_before(asker.project, asker.idempotency_key, digest):
@@ -58,10 +65,13 @@ class JobService:
         return self._order(self.spec_for(request, asker.project), sent, digest, request, asker)
 
     def spec_for(self, request: JobRequest, project: str) -> JobSpec:
-        """What the request means, under a new job's id as its name. Raises SpecError, NotFoundError (of a file)."""
+        """What the request means, under a new job's id as its name. Raises SpecError, NotFoundError (of a file),
+        ForeignModelError.
+        """
         if request.training_file.startswith("file-") and not is_file_id(request.training_file):
             raise NotFoundError(f"{request.training_file}: no such file.")
         where = {"log": request.training_file, "register_as": _registered_name(request)}
+        self._check_owner(where["register_as"], project)
         spec = spec_of(request, new_id("ftjob"), str(self.storage), **where)
         upload = request.training_file if is_file_id(request.training_file) else None
         check_places(spec, self._allowed(upload))
@@ -72,7 +82,9 @@ class JobService:
 
     def retry(self, job_id: str, request: RetryRequest, asker: Asker) -> tuple[Job, bool]:
         """A new job that goes on from a checkpoint of this one, which must not be at work any more; and whether it is
-        new. Raises IllegalMoveError, SpecError, NotFoundError, and as `JobStore.create`.
+        new. Its budget is the same once more, if the request has none.
+
+        Raises IllegalMoveError, SpecError, NotFoundError, ForeignModelError, QuotaError, and as `JobStore.create`.
         """
         again = request.model_dump(mode="json", exclude_unset=True)
         digest = body_hash({"retry": job_id, **again})
@@ -90,8 +102,11 @@ class JobService:
         asked = spec_again(before.spec, new, request, start)  # as it was asked for: what it resolved to is ours
         check_places(asked, self._allowed(path if is_file_id(training_file) else None))
         spec = spec_again(resolved["spec"], new, request, start)
-        kept = {name: value for name, value in before.request.items() if name not in {"budget", "metadata", "priority"}}
+        self._check_owner(spec.registry_name, asker.project)
+        kept = {name: value for name, value in before.request.items() if name not in {"metadata", "priority"}}
         sent = {**kept, **again, "retry": {"job": job_id, "step": step}}
+        if lacks := overdrawn(sent, {}):
+            raise SpecError(f"budget: {lacks}; send another one (null: none).", "budget")
         return self._order(spec, sent, digest, request, asker)
 
     def cancel(self, job_id: str, project: str | None, actor: str) -> Job:
@@ -105,7 +120,10 @@ class JobService:
         return self.jobs.move(job_id, "paused", news, project=project, deed=deed)
 
     def resume(self, job_id: str, project: str | None, actor: str) -> Job:
-        """From its newest checkpoint, when there is room. Raises IllegalMoveError, NotFoundError."""
+        """From its newest checkpoint, when there is room. Raises IllegalMoveError, NotFoundError, QuotaError."""
+        paused = self.jobs.get(job_id, project)
+        if paused.status == "paused":
+            self.check_quota(paused.created_by)
         news, deed = News("The job was resumed."), Deed(actor, "job.resume")
         return self.jobs.move(job_id, "queued", news, project=project, was="paused", deed=deed, again_at=None)
 
@@ -113,12 +131,21 @@ class JobService:
         self, spec: JobSpec, sent: dict[str, Any], digest: str, request: JobRequest | RetryRequest,
         asker: Asker,
     ) -> tuple[Job, bool]:  # fmt: skip
+        self.check_quota(asker.key_id)
         order = Order(
             spec.name, asker.project, asker.key_id, sent, spec.model_dump(mode="json"), request.metadata or {}, digest,
             request.priority, asker.idempotency_key, {"traceparent": trace} if (trace := traceparent()) else {},
         )  # fmt: skip
         training_file = sent["training_file"]
         return self.jobs.create(order, asker.room, file_id=training_file if is_file_id(training_file) else None)
+
+    def _check_owner(self, name: str, project: str) -> None:
+        """Who asks without a key is of no team, so a model of theirs is everybody's. Raises ForeignModelError."""
+        if self.owner_of(name) not in {None, LOOPBACK.project, project}:
+            raise ForeignModelError(
+                f"suffix: {name}: another project's model has this name, and versions under it would be served in its "
+                "place. Send another suffix."
+            )
 
     def _step(self, job_id: str, step: int | None) -> int | None:
         """Of the checkpoint that is meant. Raises SpecError if there is none of that step."""

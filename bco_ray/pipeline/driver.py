@@ -93,7 +93,7 @@ def _run(directory: JobDirectory) -> None:
     configure_logging(run=job.run_directory.name)
     written = _Written(directory)
     with cluster_for(job), looking_out(written.waits_for):
-        outcome = run_job(job, Phases(told=written))
+        outcome = run_job(job, Phases(told=written), directory.origin.get("project"))
     directory.write("outcome", _facts(job, outcome))
 
 

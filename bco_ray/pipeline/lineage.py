@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 CLASSES = ("train_chosen", "train_rejected", "validation_chosen", "validation_rejected")
 
 
-def lineage_of(job: ResolvedJob, scored: ScoredManifest, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """`lineage.json` of the version that a finished run becomes. Raises StorageError if something it names is gone."""
+def lineage_of(
+    job: ResolvedJob, scored: ScoredManifest, evaluation: dict[str, Any], project: str | None = None
+) -> dict[str, Any]:
+    """`lineage.json` of the version that a finished run becomes. `project`: whose job it was, if it was one of the job
+    service. Raises StorageError if something it names is gone.
+    """
     records = load_records(job.log.directory)
     return {
         "run": job.run_directory.name,
+        "project": project,
         "parent": job.spec.model.base,
         "parent_fingerprint": job.model_fingerprint,
         "reference": job.spec.model.reference or job.spec.model.base,

@@ -55,12 +55,15 @@ class RunOutcome:
     version: ModelVersion
 
 
-def run_job(job: ResolvedJob, phases: Phases) -> RunOutcome:
-    """score -> train -> evaluate -> register, on the connected cluster; what has a gate is evaluated for it too."""
+def run_job(job: ResolvedJob, phases: Phases, project: str | None = None) -> RunOutcome:
+    """score -> train -> evaluate -> register, on the connected cluster; what has a gate is evaluated for it too.
+
+    `project`: whose job it is, if it is one of the job service.
+    """
     scored = score_job(job, phases)
     train_job(job, phases)
     evaluation = evaluate_job(job, phases)
-    version = register_job(job, evaluation)
+    version = register_job(job, evaluation, project)
     gate, evaluated = job.spec.gate, Registry(job.storage).evaluations(version.name).latest(version.version)
     if gate is not None and gate.evaluates and evaluated is None:
         evaluate_version(job, scored, version, (), phases)
@@ -160,10 +163,10 @@ def evaluate_job(job: ResolvedJob, phases: Phases) -> dict[str, Any]:
     return evaluation
 
 
-def register_job(job: ResolvedJob, evaluation: dict[str, Any]) -> ModelVersion:
+def register_job(job: ResolvedJob, evaluation: dict[str, Any], project: str | None = None) -> ModelVersion:
     """The run's model as the next version of its name; a second call returns the same version."""
     scored = load_scored(job.scored_directory)
-    lineage = lineage_of(job, scored, evaluation)
+    lineage = lineage_of(job, scored, evaluation, project)
     card = model_card(job.spec, lineage, scored.matching)
     files.write_bytes(job.run_directory / "model" / "README.md", card.encode())
     return Registry(job.storage).register(job.spec.registry_name, job.run_directory / "model", lineage)

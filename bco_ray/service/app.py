@@ -37,6 +37,7 @@ from bco_ray.control.lease import Lease
 from bco_ray.control.metrics import JobMetrics
 from bco_ray.control.outgoing import Sender
 from bco_ray.control.places import Places
+from bco_ray.control.quotas import check_gpu_quota
 from bco_ray.control.ray_jobs import RayJobs, cluster_session
 from bco_ray.control.reconciler import Reconciler, Room
 from bco_ray.control.service import JobService
@@ -92,9 +93,13 @@ class FullGateway(Gateway):
 def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore, meters: Meters = NoMeters()) -> Extension:
     """The job service's routes over these stores, and the console."""
     read, submit, upload = (require(action) for action in ("read", "submit", "upload"))
-    files = FileStore(engine, args.storage / "files")
+    files = FileStore(engine, args.storage / "files", lambda key: keys.limits(key).upload_bytes)
     webhooks, log = WebhookStore(engine), AuditLog(engine)
-    service = JobService(job_store(engine, webhooks, meters), files, args.home, args.storage, _places(args, keys))
+    service = JobService(
+        job_store(engine, webhooks, meters), files, args.home, args.storage, _places(args, keys),
+        check_quota=lambda key: check_gpu_quota(engine, key, keys.limits(key).gpu_hours_per_month),
+        owner_of=Registry(args.storage).owner,
+    )  # fmt: skip
     routers = [
         files_routes.router(files, caller=read, submit=upload),
         estimate_routes.router(service, submit=submit),
@@ -105,7 +110,7 @@ def extension(args: ServiceArgs, engine: sa.Engine, keys: KeyStore, meters: Mete
         audit_routes.router(log, caller=require("audit")),
         console_routes.router(),
     ]
-    asked = ("/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/estimate")
+    asked = ("/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/")
     larger = {"/v1/files": files_routes.MAX_UPLOAD_BYTES, **dict.fromkeys(asked, job_routes.MAX_BODY_BYTES)}
     return Extension(routers, job_routes.as_api_error, larger, partial(write_down, log))
 
@@ -152,7 +157,7 @@ class Jobs:
         webhooks, meters = WebhookStore(engine), RayMeters()
         metrics = JobMetrics(meters)
         keys = KeyStore.open(args.home, args.database)
-        room = Room(args.max_jobs, args.max_jobs_per_project, keys.running_jobs)
+        room = Room(args.max_jobs, args.max_jobs_per_project, lambda key: keys.limits(key).running_jobs)
         store = job_store(engine, webhooks, meters)
         reconciler = Reconciler(store, RayJobs(args.home), args.home, room, metrics)
         upkeep = Upkeep(FileStore(engine, args.storage / "files"), webhooks)
@@ -184,7 +189,7 @@ class Jobs:
         """Another cluster on the same database may be looking after the jobs: it knows them, and this one does not."""
         try:
             if turn.held():
-                reconciler.run_once()
+                reconciler.run_once(turn.held)
         finally:
             self._looked = time.monotonic()
 

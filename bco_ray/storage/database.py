@@ -22,7 +22,7 @@ from bco_ray.storage.objects import ObjectPath
 
 DATABASE = "bco.db"
 BUSY_TIMEOUT_SECONDS = 30
-REVISION = "0003"
+REVISION = "0004"
 """The newest of `migrations/versions`."""
 
 

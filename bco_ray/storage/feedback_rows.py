@@ -38,7 +38,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answered request. `model` is the exact version (`name/3`); `endpoint` is `chat` or `text`."""
+    """One answered request. `model` is the exact version (`name/3`); `endpoint` is `chat` or `text`.
+
+    `canary_percent`: the share of the canary that decided which version answers; None: none did, it was named.
+    """
 
     id: str
     created_at: float
@@ -51,6 +54,7 @@ class Completion:
     user: str | None = None
     tools: list[dict[str, Any]] | None = None
     endpoint: str = "chat"
+    canary_percent: float | None = None
 
     @property
     def tokens(self) -> tuple[int, int]:

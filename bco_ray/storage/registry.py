@@ -156,6 +156,11 @@ class Registry:
             return live
         return next((number for number in reversed(self.versions(name)) if not self._shut(name, number)), None)
 
+    def owner(self, name: str) -> str | None:
+        """The project whose job registered its first version; None: there is none, or it was made without one."""
+        first = next(iter(self.versions(name)), None)
+        return None if first is None else self.get(name, first).lineage.get("project")
+
     def evaluations(self, name: str) -> Evaluations:
         """What was found out about its versions."""
         return Evaluations(self.root / name)
@@ -185,6 +190,7 @@ class Registry:
         alias: str = PROD,
         expected: int | EllipsisType | None = ...,
         *,
+        generation: int | None = None,
         force: bool = False,
         because: str | None = None,
         by: str | None = None,
@@ -193,15 +199,17 @@ class Registry:
         (`because`) and who did it (`by`).
 
         Raises ModelError; GateError if `alias` is `prod` and the version does not pass its gate, unless `force`, which
-        the history then shows; ConflictError if `expected` is given (None: unset) and not where it points now;
-        StorageError if it is not its turn within seconds.
+        the history then shows; ConflictError if `expected` is given (None: unset) and not where it points now, or if
+        anything about the name changed since `generation`; StorageError if it is not its turn within seconds.
         """
         self.get(name, version)
         if not re.fullmatch(ALIAS, alias):
             raise ModelError(f"{alias!r}: an alias is letters, digits, - and _.")
         with self._writing(name, busy=_BUSY):
-            was = self.aliases(name).get(alias)
+            state = self.state(name)
+            was = state.aliases.get(alias)
             _require_expected(f"{name}@{alias}", was, expected)
+            _require_unchanged(name, state, generation)
             if was != version:
                 against = self._against(name, version, alias, force=force)
                 more = {"forced": against, "because": because, "by": by}
@@ -236,8 +244,7 @@ class Registry:
             state = self.state(name)
             if percent and CANDIDATE not in state.aliases:
                 raise ModelError(f"{name}: no version is its {CANDIDATE} yet; promote one to that alias first.")
-            if generation is not None and generation != state.generation:
-                raise ConflictError(f"{name}: somebody moved its aliases or its canary first.")
+            _require_unchanged(name, state, generation)
             if percent != state.percent:
                 book.set_share(self.root / name, percent, **({"because": because} if because else {}))
 
@@ -297,6 +304,11 @@ class Registry:
 def _require_expected(alias: str, now: int | None, expected: int | EllipsisType | None) -> None:
     if expected is not ... and now != expected:
         raise ConflictError(f"{alias} is {now}, not {expected}: somebody moved it first.")
+
+
+def _require_unchanged(name: str, state: Aliases, generation: int | None) -> None:
+    if generation is not None and generation != state.generation:
+        raise ConflictError(f"{name}: somebody moved its aliases or its canary first.")
 
 
 def _digests(directory: Path) -> dict[str, str]:

@@ -23,8 +23,12 @@ completions = sa.Table(
     sa.Column("choices", sa.JSON, nullable=False),
     sa.Column("sampling", sa.JSON, nullable=False),
     sa.Column("user", sa.Text),
+    sa.Column("canary_percent", sa.Double),
 )
-"""One row per answered request, committed before the answer's last byte leaves."""
+"""One row per answered request, committed before the answer's last byte leaves.
+
+`canary_percent`: the share of the canary that decided who answers; NULL: none did, or the row is older than the column.
+"""
 
 votes = sa.Table(
     "votes",

@@ -23,9 +23,8 @@ Verdict = Literal["promote", "end", "wait"]
 
 @dataclass(frozen=True)
 class Trial:
-    """`since`: unix seconds; from when both versions were what they are now. `generation`: of the name's aliases then.
-
-    `policy`: the candidate's, if its gate has one.
+    """`since`: unix seconds; from when versions and share were what they are now. `policy`: the candidate's, if it has
+    one. `generation`: of the name's aliases when this was found.
     """
 
     name: str
@@ -91,7 +90,7 @@ class Trials:
         if not state.percent or candidate is None or prod is None or candidate == prod:
             return None
         since = began(state)
-        thumbs = thumbs_since(self._log, (f"{name}/{candidate}", f"{name}/{prod}"), since)
+        thumbs = thumbs_since(self._log, (f"{name}/{candidate}", f"{name}/{prod}"), since, state.percent)
         policy = self._registry.policy(name, candidate)
         return Trial(
             name=name,
@@ -106,9 +105,13 @@ class Trials:
 
 
 def began(state: Aliases) -> float:
-    """When the canary was given its first share, or the last change of one of both versions, whichever is later."""
+    """When the canary was given its share, or the last change of one of both versions, whichever is later.
+
+    Votes under another share are no part of it: if they were added up while all people's moods change, the version that
+    more of them met in a good mood would look better (Simpson's paradox).
+    """
     begun = 0.0
     for entry in state.history:
-        if entry.get("alias") in (CANDIDATE, PROD) or (entry.get("canary") and not entry["was"]):
+        if entry.get("alias") in (CANDIDATE, PROD) or entry.get("canary"):
             begun = float(entry["at"])
     return begun

@@ -35,7 +35,8 @@ class Edge:
     are too large, whether they say so or not; and takes the time.
 
     `origins`: whose pages may send, besides our own. `send_request_id` False: a proxy in front sends `x-request-id`.
-    `larger`: the paths whose bodies may have other sizes than MAX_BODY_BYTES, and which.
+    `larger`: the paths whose bodies may have other sizes than MAX_BODY_BYTES, and which; one with a / at its end: all
+    below it.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Edge:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, traced: Any) -> None:
         """`traced`: the request's span, whose name is its route's once that is known."""
         headers, request_id = Headers(scope=scope), scope["bco_request_id"]
-        limit_bytes = self._larger.get(scope["path"], MAX_BODY_BYTES)
+        limit_bytes = self._limit_bytes(scope["path"])
         status, began = 0, time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -90,6 +91,10 @@ class Edge:
             if traced is not None:
                 traced.update_name(f"{scope['method']} {route}")
                 traced.set_attribute("http.response.status_code", status or 500)
+
+    def _limit_bytes(self, path: str) -> int:
+        below = (limit for place, limit in self._larger.items() if place.endswith("/") and path.startswith(place))
+        return self._larger.get(path) or next(below, MAX_BODY_BYTES)
 
     def _refused(self, method: str, headers: Headers, limit_bytes: int) -> ApiError | None:
         """Why nothing is done. A page may send some kinds of requests anywhere; it only cannot read the reply."""

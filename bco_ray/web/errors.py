@@ -21,6 +21,8 @@ from bco_ray.storage.feedback_rows import ExpiredError, NotFoundError
 from bco_ray.telemetry import log_context, logger
 
 UNSUPPORTED = "unsupported_parameter"
+QUOTA = "insufficient_quota"
+"""Both code and type, as OpenAI has it: other 429s go by themselves."""
 
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _MAX_PARAM = 256
@@ -48,7 +50,7 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The envelope."""
         kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
-        kind = "server_error" if self.status >= 500 else kind
+        kind = "server_error" if self.status >= 500 else QUOTA if self.code == QUOTA else kind
         return {"error": {"message": _sendable(str(self)), "type": kind, "param": self.param, "code": self.code}}
 
 

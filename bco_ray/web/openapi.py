@@ -34,14 +34,14 @@ TAGS = {
 REFUSALS = {
     400: ("BadRequest", "Not JSON, not implemented, or not possible."),
     401: ("Unauthorized", "No API key came along, or an unknown, expired or revoked one."),
-    403: ("Forbidden", "The key's role does not allow it, or a foreign page asks."),
+    403: ("Forbidden", "The key's role does not allow it, the name is another project's, or a foreign page asks."),
     404: ("NotFound", "Unknown, or another project's."),
     408: ("TimedOut", "The time of the request is over."),
     409: ("Conflict", "Not possible as things stand now, or an idempotency key of another request."),
     410: ("Gone", "Too old to be voted on."),
     413: ("TooLarge", "The body is too large."),
     422: ("Invalid", "A field or parameter does not fit; `param` names it."),
-    429: ("TooMany", "Too many requests a minute, too many jobs, or a full queue."),
+    429: ("TooMany", "Too many requests a minute, too many jobs, a full queue, or a quota that is used up."),
     500: ("ServerError", "The server made a mistake; the request id names it in its log."),
     503: ("Unavailable", "The engine or the storage cannot be used right now; try again."),
 }

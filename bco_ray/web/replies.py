@@ -43,7 +43,7 @@ class Error(Reply):
     """`code` for programs, `message` for people; `param` names the field."""
 
     message: str
-    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    type: Literal["invalid_request_error", "rate_limit_error", "insufficient_quota", "server_error"]
     param: str | None
     code: str | None
 

@@ -756,6 +756,16 @@ def test_a_server_that_does_not_know_a_field_is_quoted(bco: Shell) -> None:
     assert "budget: Extra inputs are not permitted·[2J" in bco.err
 
 
+def test_a_quota_that_is_used_up_is_not_asked_again(bco: Shell) -> None:
+    """It is a 429 as a busy server's is; but no waiting mends it, and no job may have been made."""
+    error = {"message": "used up", "type": "insufficient_quota", "param": None, "code": "insufficient_quota"}
+    api, asked = stand_in({"error": error}, 429)
+    with listening(api) as url:
+        bco("create", "--model", "m", "--training-file", "feedback", "--url", url, code=1)
+    assert len(asked) == 1
+    assert bco.err.strip().endswith("used up")
+
+
 # --- small things ----------------------------------------------------------------------------------------------------
 
 

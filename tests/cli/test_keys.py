@@ -36,11 +36,22 @@ def says(storage: Path, *words: str) -> Any:
 
 
 def test_a_key_is_shown_once(tmp_path: Path) -> None:
-    made = says(tmp_path, *ROBOT, "--requests-per-minute", "60", "--running-jobs", "2", "--expires-days", "7")
+    limits = (
+        "--requests-per-minute",
+        "60",
+        "--running-jobs",
+        "2",
+        "--gpu-hours-per-month",
+        "0.5",
+        "--upload-bytes",
+        "9",
+    )
+    made = says(tmp_path, *ROBOT, *limits, "--expires-days", "7")
     key = KeyStore.open(tmp_path).find(made["key"])
     assert key is not None
     assert made == {"key": made["key"], **vars(key), "limits": key.limits.model_dump()}
     assert (key.limits.requests_per_minute, key.limits.running_jobs, key.limits.queued_jobs) == (60, 2, None)
+    assert (key.limits.gpu_hours_per_month, key.limits.upload_bytes) == (0.5, 9)
     assert key.expires_at == pytest.approx(key.created_at + 7 * 86400, abs=60)
     secret = made["key"].partition("_")[2]
     for later in (keys(tmp_path, "list"), keys(tmp_path, "list", "--json"), keys(tmp_path, "revoke", made["key"])):
@@ -78,6 +89,9 @@ def test_errors(tmp_path: Path) -> None:
     wrong_role = keys(tmp_path, "create", "--project", "bots", "--name", "n", "--role", "root")
     assert isinstance(wrong_role.exception, SpecError)
     assert keys(tmp_path, *ROBOT, "--requests-per-minute", "0").exit_code == 2
+    for hours in ("0", "nan", "inf"):
+        assert isinstance(keys(tmp_path, *ROBOT, "--gpu-hours-per-month", hours).exception, SpecError)
+    assert keys(tmp_path, *ROBOT, "--upload-bytes", "0").exit_code == 2
     assert keys(tmp_path, "create", "--project", "bots").exit_code == 2
 
 

@@ -42,17 +42,17 @@ class Site:
     def look(self) -> None:
         Canaries(self.registry, self, self.audit, clock=lambda: 86400.0).run_once()  # type: ignore[arg-type]
 
-    def done(self) -> list[tuple[str, str, dict[str, Any]]]:
-        entries, _ = self.audit.list("default")
+    def done(self, project: str = "default") -> list[tuple[str, str, dict[str, Any]]]:
+        entries, _ = self.audit.list(project)
         return [(entry.actor, entry.action, entry.facts) for entry in reversed(entries)]
 
 
-def site(tmp_path: Path, gate: dict[str, Any] | None) -> Site:
-    """bot/1 is prod, bot/2 its canary."""
+def site(tmp_path: Path, gate: dict[str, Any] | None, project: str | None = None) -> Site:
+    """bot/1 is prod, bot/2 its canary, made by a job of `project`."""
     (tmp_path / "m").mkdir()
     registry = Registry(tmp_path)
     for run, policy in (("a", None), ("b", gate)):
-        registry.register("bot", tmp_path / "m", {"run": run, "gate": policy})
+        registry.register("bot", tmp_path / "m", {"run": run, "gate": policy, "project": project})
     registry.promote("bot", 1)
     registry.promote("bot", 2, "candidate")
     registry.set_canary("bot", 10)
@@ -116,14 +116,39 @@ def test_one_that_died_between_the_two_moves_is_finished(tmp_path: Path) -> None
     assert found.registry.state("bot").percent == 0
 
 
-def test_what_changed_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("thumbs", [(GOOD, BAD), (BAD, GOOD)], ids=["promote", "end"])
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        lambda registry: registry.promote("bot", 1, "spare"),
+        lambda registry: registry.set_canary("bot", 0),
+        lambda registry: registry.promote("bot", 1, "candidate"),
+    ],
+    ids=["another name", "the share", "the candidate"],
+)
+def test_what_changed_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thumbs: Any, meanwhile: Any
+) -> None:
+    """While the votes are read an operator moves something: what they say is of what was before."""
     found = site(tmp_path, {"canary": {}})
-    found.thumbs = (BAD, GOOD)
+    found.thumbs = thumbs
     stale = found.of("bot")
-    found.registry.promote("bot", 1, "spare")
+    meanwhile(found.registry)
+    before = found.registry.state("bot")
     monkeypatch.setattr(found, "of", lambda _: stale)
     found.look()
-    assert found.registry.state("bot").percent == 10
+    assert found.registry.state("bot") == before
+    assert found.done() == []
+
+
+def test_it_is_written_down_where_the_candidate_was_made(tmp_path: Path) -> None:
+    found = site(tmp_path, {"canary": {}}, "acme")
+    found.thumbs = (GOOD, BAD)
+    found.look()
+    assert [(actor, action) for actor, action, _ in found.done("acme")] == [
+        ("canary", "model.promote"), ("canary", "model.canary"),
+    ]  # fmt: skip
+    assert found.done() == []
 
 
 def test_one_that_cannot_be_read_keeps_no_other_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -325,10 +325,15 @@ def test_only_the_paths_that_are_named_take_other_sizes() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    edge = Edge(answers, served=lambda *_: None, send_request_id=True, larger={"/v1/files": MAX_UPLOAD_BYTES})
+    sizes = {"/v1/files": MAX_UPLOAD_BYTES, "/v1/jobs": 5, "/v1/jobs/": 5}
+    edge = Edge(answers, served=lambda *_: None, send_request_id=True, larger=sizes)
     client, body = TestClient(edge), b" " * (MAX_BODY_BYTES + 1)
     assert client.post("/v1/files", content=body).status_code == 200
     for path in ("/v1/files/", "/v1/files/x", "/v1/feedback/batch"):
         assert client.post(path, content=body).status_code == 413
+    for path in ("/v1/jobs", "/v1/jobs/", "/v1/jobs/a/retry"):
+        assert client.post(path, content=b"12345").status_code == 200
+        assert client.post(path, content=b"123456").status_code == 413
+    assert client.post("/v1/jobsite", content=b"123456").status_code == 200
     too_much = {"content-length": str(MAX_UPLOAD_BYTES + 1)}
     assert client.post("/v1/files", headers=too_much).status_code == 413

@@ -22,7 +22,7 @@ from bco_ray.control.keys import ROLES, ApiKey, KeyStore, Limits, may
 from bco_ray.errors import SpecError, StorageError
 from bco_ray.storage.database import open_database, reading
 from bco_ray.storage.feedback_rows import NotFoundError
-from bco_ray.storage.job_tables import metadata
+from bco_ray.storage.job_tables import api_keys, metadata
 from bco_ray.web.access import Action
 
 PEPPER = b"a pepper of the tests"
@@ -122,7 +122,7 @@ def test_what_is_done_to_keys_is_in_the_audit_log(engine: sa.Engine, store: KeyS
     key, _ = make(store, "infer", limits=Limits(queued_jobs=3), expires_at=2e9)
     store.revoke(key.id, "k1")
     revoked, created = AuditLog(engine).list("bots")[0]
-    limits = {"requests_per_minute": None, "running_jobs": None, "queued_jobs": 3}
+    limits = {**Limits().model_dump(), "queued_jobs": 3}
     assert (created.actor, created.action, created.target) == ("cli:me", "key.create", key.id)
     assert created.facts == {"name": "a robot's", "role": "infer", "limits": limits, "expires_at": 2e9}
     assert (revoked.actor, revoked.action, revoked.target) == ("k1", "key.revoke", key.id)
@@ -143,6 +143,18 @@ def test_no_key_without_its_entry_in_the_audit_log(
         store.revoke(key.id, "k1")
     assert store.list() == [key]
     assert store.find(text) == key
+
+
+def test_the_limits_of_a_key(engine: sa.Engine, store: KeyStore) -> None:
+    key, _ = make(store, limits=Limits(running_jobs=2, gpu_hours_per_month=0.5, upload_bytes=10))
+    assert store.limits(key.id) == key.limits
+    assert store.limits("loopback") == Limits()
+    with engine.begin() as connection:  # as keys were kept before there were more limits
+        connection.execute(sa.update(api_keys).values(limits={"running_jobs": 2}))
+    assert store.limits(key.id) == Limits(running_jobs=2)
+    for wrong in ({"gpu_hours_per_month": 0}, {"gpu_hours_per_month": float("inf")}, {"upload_bytes": 0}):
+        with pytest.raises(ValidationError):
+            Limits.model_validate(wrong)
 
 
 def test_once_there_was_a_key_there_always_was(store: KeyStore) -> None:

@@ -67,6 +67,8 @@ def test_a_version_names_all_it_came_from(job: ResolvedJob) -> None:
     assert lineage["matching"] == {"applied": False, "reason": "too few prompts", "auc": None}
     assert lineage["lengths"] == {"applied": True, "auc_before": 0.7}
     assert lineage["evaluation"] == {"auc": 0.7}
+    assert lineage["project"] is None
+    assert lineage_of(job, SCORED, {}, "acme")["project"] == "acme"
 
 
 def test_it_is_json_and_makes_a_card(job: ResolvedJob) -> None:

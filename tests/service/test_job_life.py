@@ -47,8 +47,13 @@ def until(true: Callable[[], bool], seconds: float = 240) -> None:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    storage, temporary = tmp_path_factory.mktemp("storage"), tempfile.mkdtemp(prefix="bco-jobs-", dir="/tmp")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def client(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    temporary = tempfile.mkdtemp(prefix="bco-jobs-", dir="/tmp")
     registry = Registry(storage)
     registry.register("bot", write_tiny_model(tmp_path_factory.mktemp("made"), seed=1), {})
     registry.promote("bot", 1)
@@ -96,7 +101,7 @@ def end_all(temporary: str) -> None:
                 continue
 
 
-def test_from_votes_to_the_served_model(client: openai.OpenAI) -> None:
+def test_from_votes_to_the_served_model(client: openai.OpenAI, storage: Path) -> None:
     file = client.files.create(file=("votes.jsonl", votes()), purpose="fine-tune")
     method: Any = {
         "type": "bco",
@@ -108,6 +113,7 @@ def test_from_votes_to_the_served_model(client: openai.OpenAI) -> None:
     until(lambda: client.fine_tuning.jobs.retrieve(job.id).status in {"succeeded", "failed"})
     done = client.fine_tuning.jobs.retrieve(job.id)
     assert (done.status, done.error, done.fine_tuned_model) == ("succeeded", None, "bot/2")
+    assert Registry(storage).get("bot", 2).lineage["project"] == "default"
     assert done.trained_tokens
     assert 0 < done.hyperparameters.learning_rate < 1  # type: ignore[attr-defined]
     events = list(client.fine_tuning.jobs.list_events(job.id, limit=100))

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from openai.types.fine_tuning import FineTuningJob
 
 from bco_ray.control.deciding import RayState
 from bco_ray.control.http.job_routes import MAX_BODY_BYTES
+from bco_ray.control.jobs import JobStore
 from bco_ray.control.keys import KeyStore, Limits
 from bco_ray.control.reconciler import Reconciler
 from bco_ray.control.webhooks import WebhookStore
@@ -50,8 +52,9 @@ class Site:
     storage: Path
     reconciler: Reconciler
     says: dict[str, RayState]
+    store: JobStore
 
-    def key(self, role: str, project: str = "acme", **limits: int) -> str:
+    def key(self, role: str, project: str = "acme", **limits: Any) -> str:
         return self.keys.create(project, role, role, limits=Limits(**limits), actor="test")[1]
 
     def http(self, key: str | None = None) -> TestClient:
@@ -81,9 +84,9 @@ def site(request: pytest.FixtureRequest, tmp_path: Path, no_models: Any) -> Iter
         state=lambda submission: says.get(submission, "unknown"),
         stop=lambda submission: says.update({submission: "stopped"}),
     )
-    reconciler = Reconciler(job_store(engine, WebhookStore(engine)), cluster, tmp_path)
+    store = job_store(engine, WebhookStore(engine))
     with TestClient(app):
-        yield Site(app, keys, tmp_path, reconciler, says)
+        yield Site(app, keys, tmp_path, Reconciler(store, cluster, tmp_path), says, store)
     log.close()
 
 
@@ -393,7 +396,11 @@ def test_a_job_that_ended_is_done_again_from_a_checkpoint(site: Site) -> None:
         1e-6,
         0.5,
     )
-    assert (changed.budget, changed.user_provided_suffix) == (None, "bot")
+    assert (changed.budget, changed.user_provided_suffix) == ({"hours": 1.0}, "bot")
+    assert retry(client, job.id, budget=None).budget is None
+    with pytest.raises(openai.APIStatusError) as too_large:
+        retry(client, job.id, metadata={"a": "b" * MAX_BODY_BYTES})
+    assert too_large.value.status_code == 413
     with pytest.raises(openai.BadRequestError, match="no checkpoint of step 3; it has 4, 2"):
         retry(client, job.id, step=3)
     with pytest.raises(openai.BadRequestError, match="spec.training.seed: a checkpoint depends on it"):
@@ -409,6 +416,79 @@ def test_a_job_that_ended_is_done_again_from_a_checkpoint(site: Site) -> None:
             client.fine_tuning.jobs.cancel(one.id)
     client.files.delete(file.id)
     with pytest.raises(openai.NotFoundError, match="no such file"):
+        retry(client, job.id)
+
+
+def test_a_deadline_that_has_passed_is_not_kept_silently(site: Site) -> None:
+    client = site.client(site.key("submit"))
+    job = create(client, extra_body={"budget": {"deadline": 1000}})
+    client.fine_tuning.jobs.cancel(job.id)
+    with pytest.raises(openai.BadRequestError, match="has passed; send another one") as raised:
+        retry(client, job.id)
+    assert raised.value.param == "budget"
+    assert retry(client, job.id, budget={"hours": 1}).budget == {"hours": 1.0}
+
+
+@ON_BOTH
+def test_a_key_that_has_used_up_its_gpu_hours_starts_nothing_more(site: Site) -> None:
+    client, other = (site.client(site.key("submit", **more)) for more in ({"gpu_hours_per_month": 2}, {}))
+    headers = {"Idempotency-Key": "k"}
+    paused, ended = create(client, extra_headers=headers), create(client)
+    client.fine_tuning.jobs.cancel(ended.id)
+    site.reconciler.run_once()
+    client.fine_tuning.jobs.pause(paused.id)
+    seen = site.store.get(paused.id)
+    used = {"month": f"{datetime.now(UTC):%Y-%m}", "month_gpu_seconds": 7200.0}
+    site.store.note(seen, details={**seen.details, "spent": used})
+    tries = {
+        "create": lambda: create(client),
+        "retry": lambda: retry(client, ended.id),
+        "resume": lambda: client.fine_tuning.jobs.resume(paused.id),
+        "resume by another": lambda: other.fine_tuning.jobs.resume(paused.id),
+    }
+    for what, start in tries.items():
+        with pytest.raises(openai.RateLimitError, match="have used 2 GPU-hours in") as raised:
+            start()
+        assert (raised.value.code, raised.value.type) == ("insufficient_quota",) * 2, what
+        assert raised.value.response.headers["x-should-retry"] == "false"
+        assert int(raised.value.response.headers["retry-after"]) > 0
+    assert create(client, extra_headers=headers).id == paused.id, "made before"
+    with pytest.raises(openai.ConflictError):
+        client.fine_tuning.jobs.resume(ended.id)
+    retry(other, ended.id)
+    create(other)
+
+
+@ON_BOTH
+def test_a_key_fills_its_project_up_to_its_quota(site: Site) -> None:
+    client = site.client(site.key("submit", upload_bytes=len(VOTES)))
+    client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
+    with pytest.raises(openai.RateLimitError, match="Delete files that are not needed") as raised:
+        client.files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
+    assert (raised.value.code, raised.value.type) == ("insufficient_quota",) * 2
+    site.client(site.key("submit")).files.create(file=("votes.jsonl", VOTES), purpose="fine-tune")
+
+
+def test_a_name_is_of_the_project_that_registered_it_first(site: Site, tmp_path: Path) -> None:
+    registry, model = Registry(site.storage), write_tiny_model(tmp_path / "made")
+    for name, project in (("ours", "acme"), ("theirs", "rival"), ("nobodys", None), ("local", "default")):
+        registry.register(name, model, {"run": name, "project": project})
+    registry.register("ours", model, {"run": "later", "project": "rival"})
+    key = site.key("submit")
+    client = site.client(key)
+    for name in ("ours", "nobodys", "local", "new"):
+        job = create(client, suffix=name)
+    create(client, model="theirs/1", suffix="new")
+    body = {"model": "/models/base", "training_file": "feedback", "suffix": "theirs"}
+    for refused in (body, {**body, "model": "theirs/1", "suffix": None}):
+        for path in ("", "/estimate"):
+            reply = site.http(key).post(f"/v1/fine_tuning/jobs{path}", json=refused)
+            error = reply.json()["error"]
+            assert (reply.status_code, error["code"], error["param"]) == (403, "model_of_another_project", "suffix")
+            assert "Send another suffix" in error["message"]
+    client.fine_tuning.jobs.cancel(job.id)
+    registry.register("new", model, {"run": "theirs too", "project": "rival"})
+    with pytest.raises(openai.PermissionDeniedError, match="another project's model"):
         retry(client, job.id)
 
 

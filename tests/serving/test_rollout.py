@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,13 @@ def test_a_canary_is_sticky_by_user(site: Site) -> None:
     grown = site.follow(wants(site, 1, canary=Canary("helper/2", 50)))
     assert on_canary <= {user for user in users if grown.pick("helper", user).served.model_id == "helper/2"}
     assert grown.pick("helper@prod", next(iter(on_canary))).served.model_id == "helper/1", "an alias is exact"
+
+
+def test_each_version_is_tried_on_other_people_first() -> None:
+    users = [f"user-{n}" for n in range(400)]
+    tried = [{user for user in users if Canary(reference, 10).takes(user)} for reference in ("a/2", "a/3", "b/2")]
+    assert all(20 < len(people) < 70 for people in tried)
+    assert all(len(one & other) < 20 for one, other in combinations(tried, 2))
 
 
 def test_a_restarted_director_goes_on_from_what_a_gateway_knows(site: Site) -> None:

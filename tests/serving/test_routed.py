@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from fastapi.testclient import TestClient
 
 from bco_ray.serving.args import ServeArgs, describe_version
-from bco_ray.serving.engines.protocol import EngineDeadError, Health, Load
+from bco_ray.serving.engines.protocol import EngineDeadError, GenRequest, Health, Load, TokenEvent
+from bco_ray.serving.http.api import create_api
 from bco_ray.serving.metrics import Metrics
 from bco_ray.serving.versions.catalog import ModelNotFoundError
 from bco_ray.serving.versions.routed import NOTHING, RoutedCatalog
-from bco_ray.serving.versions.routes import Route, Table
+from bco_ray.serving.versions.routes import Canary, Route, Table
+from bco_ray.storage.feedback_log import Completion, FeedbackLog
 from bco_ray.testing.tiny import write_tiny_model
 
 
@@ -30,6 +34,13 @@ class Engine:
 
     async def load(self) -> Load:
         return Load(1, 2, adapters=(self.home,))
+
+
+class Says(Engine):
+    """And answers."""
+
+    async def generate(self, request: GenRequest) -> AsyncGenerator[TokenEvent]:
+        yield TokenEvent([5], "yes", "stop")
 
 
 @pytest.fixture
@@ -76,6 +87,27 @@ def test_a_lease_counts_until_it_ends(table: Table) -> None:
     assert not any(catalog.in_flight.values())
     with pytest.raises(ModelNotFoundError, match="helper/1"), catalog.lease("helper@prod", None):
         pass
+
+
+def test_who_decided_on_a_version_is_kept_with_the_answer(table: Table, tmp_path: Path) -> None:
+    """The share of a canary that did, on both sides; for a version that was named, and without a canary, nothing."""
+    tried = replace(table, generation=2, names={"helper": "helper/1", "helper@prod": "helper/1"})
+    tried = replace(tried, canaries={"helper": Canary("helper/2", 50), "gone": Canary("gone/9", 50)})
+    engine: Any = Says
+    catalog, log = RoutedCatalog(engine), FeedbackLog.open(tmp_path)
+    asyncio.run(catalog.switch(tried))
+    with TestClient(create_api(catalog, log), base_url="http://localhost") as client:
+
+        def asked(model: str, user: str) -> Completion:
+            body = {"model": model, "user": user, "messages": [{"role": "user", "content": "Hi"}]}
+            return log.get_completion(client.post("/v1/chat/completions", json=body).json()["id"])
+
+        drawn = [asked("helper", f"user-{number}") for number in range(20)]
+        assert {(one.model, one.canary_percent) for one in drawn} == {("helper/1", 50.0), ("helper/2", 50.0)}
+        named = [asked(name, "user-1") for name in ("helper/1", "helper/2", "helper@prod")]
+        assert {one.canary_percent for one in named} == {None}
+        asyncio.run(catalog.switch(replace(table, generation=3)))
+        assert asked("helper", "user-1").canary_percent is None
 
 
 def test_all_engines_together(table: Table) -> None:

@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 from bco_ray.errors import StorageError
 from bco_ray.storage import job_tables
 from bco_ray.storage.database import DATABASE, REVISION, open_database, reading
-from bco_ray.storage.feedback_log import FeedbackLog
+from bco_ray.storage.feedback_log import Choice, Completion, FeedbackLog
 
 metadata = job_tables.metadata
 
@@ -38,8 +38,19 @@ def test_a_database_from_before_there_were_revisions_is_taken_as_it_is(tmp_path:
     with engine.begin() as connection:
         for name in ("alembic_version", *(table for table in metadata.tables if table not in {"completions", "votes"})):
             connection.execute(sa.text(f"drop table if exists {name}"))
+        connection.execute(sa.text("alter table completions drop column canary_percent"))
     engine.dispose()
     assert differences(open_database(tmp_path)) == []
+
+
+def test_of_answers_from_before_nobody_knows_who_decided_on_them(tmp_path: Path) -> None:
+    log = FeedbackLog.open(tmp_path)
+    log.add_completion(Completion("chatcmpl-1", 1.0, "m/1", "fp", [], [], [Choice("hi", [1], "stop")], {}))
+    log.close()
+    with sqlite3.connect(tmp_path / DATABASE) as database:
+        database.execute("alter table completions drop column canary_percent")
+        database.execute("update alembic_version set version_num = '0003'")
+    assert FeedbackLog.open(tmp_path).get_completion("chatcmpl-1").canary_percent is None
 
 
 def test_many_processes_may_find_no_tables_at_once(tmp_path: Path) -> None:

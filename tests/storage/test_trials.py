@@ -21,12 +21,14 @@ NUMBERS = count()
 
 
 def vote(
-    log: FeedbackLog, model: str, label: bool | None, user: str | None = None, at: float = 5000.0, tags: Any = ()
-) -> str:
-    """On a new answer, whose id is returned."""
+    log: FeedbackLog, model: str, label: bool | None, user: str | None = None, at: float = 5000.0, tags: Any = (),
+    percent: float | None = 10,
+) -> str:  # fmt: skip
+    """On a new answer to `user`, whose id is returned."""
     answer = Completion(
         id=f"chatcmpl-{next(NUMBERS)}", created_at=at, model=model, system_fingerprint="fp", messages=[],
-        prompt_ids=[], choices=[Choice("a", [4], "stop")], sampling={},
+        prompt_ids=[], choices=[Choice(text, [4], "stop") for text in "ab"], sampling={}, user=user,
+        canary_percent=percent,
     )  # fmt: skip
     log.add_completion(answer)
     log.add_vote(Vote(response_id=answer.id, label=label, user=user, tags=list(tags)))
@@ -50,13 +52,31 @@ def test_each_person_counts_once_per_version_and_the_nameless_each_time(log: Fee
     log.add_vote(Vote(response_id=withdrawn, label=None, user="eve"))
     vote(log, "bot/1", True, "old", at=10.0)
     vote(log, "bot/3", True)
-    assert thumbs_since(log.engine, ("bot/1", "bot/2"), 1000.0) == {"bot/1": Thumbs(1, 1), "bot/2": Thumbs(2, 2)}
-    assert thumbs_since(log.engine, ("bot/9",), 1000.0) == {"bot/9": Thumbs()}
+    assert thumbs_since(log.engine, ("bot/1", "bot/2"), 1000.0, 10) == {"bot/1": Thumbs(1, 1), "bot/2": Thumbs(2, 2)}
+    assert thumbs_since(log.engine, ("bot/9",), 1000.0, 10) == {"bot/9": Thumbs()}
+
+
+def test_who_votes_under_many_names_counts_once(log: FeedbackLog) -> None:
+    """The names are the voter's own words, and a token that came with the answer is enough to vote."""
+    mine, anybodys = vote(log, "bot/2", True, "ann"), vote(log, "bot/2", False)
+    for answer in (mine, anybodys):
+        for number in range(60):
+            log.add_vote(Vote(response_id=answer, label=True, user=f"friend-{number}", choice_index=number % 2))
+    vote(log, "bot/2", False, "ann")
+    assert thumbs_since(log.engine, ("bot/2",), 1000.0, 10) == {"bot/2": Thumbs(1, 1)}
+
+
+def test_only_answers_that_this_share_decided_count(log: FeedbackLog) -> None:
+    """Not those of a version that was asked for by its name, nor those of which nobody knows."""
+    for percent in (None, 5, 20):
+        vote(log, "bot/2", True, percent=percent)
+    vote(log, "bot/2", False, percent=10.0)
+    assert thumbs_since(log.engine, ("bot/2",), 1000.0, 10) == {"bot/2": Thumbs(0, 1)}
 
 
 def test_votes_from_before_it_began_are_not_even_read(log: FeedbackLog) -> None:
     vote(log, "bot/1", True, at=9e9)  # its vote is of now
-    assert thumbs_since(log.engine, ("bot/1",), 8e9) == {"bot/1": Thumbs()}
+    assert thumbs_since(log.engine, ("bot/1",), 8e9, 10) == {"bot/1": Thumbs()}
 
 
 def test_all_votes_are_counted_and_people_once_and_without_what_they_only_compared(log: FeedbackLog) -> None:
@@ -102,7 +122,7 @@ def test_a_trial_needs_a_canary_and_a_prod_that_is_another(log: FeedbackLog, reg
     assert trials.of("bot") is None
 
 
-def test_it_began_when_both_versions_were_what_they_are(
+def test_it_began_when_versions_and_share_were_what_they_are(
     log: FeedbackLog, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at: dict[str, int] = {}
@@ -115,10 +135,27 @@ def test_it_began_when_both_versions_were_what_they_are(
         monkeypatch.setattr(aliases, "time", lambda: float(at[name]))  # noqa: B023
         step()
     trials = Trials(registry, log.engine)
-    assert trials.of("bot").since == at["began"]  # type: ignore[union-attr]
+    assert trials.of("bot").since == at["grown"]  # type: ignore[union-attr]
     monkeypatch.setattr(aliases, "time", lambda: 2000.0)
     registry.promote("bot", 3, "candidate")
     assert trials.of("bot").since == 2000  # type: ignore[union-attr]
+
+
+def test_votes_under_another_share_do_not_make_a_winner(
+    log: FeedbackLog, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two equal versions. While few ask the candidate all are content, later nobody is: added up it loses."""
+    registry.promote("bot", 1)
+    registry.promote("bot", 2, "candidate")
+    for at, percent, label in ((1000.0, 10, True), (2000.0, 90, False)):
+        monkeypatch.setattr(aliases, "time", lambda: at)  # noqa: B023
+        registry.set_canary("bot", percent)
+        for number in range(200):
+            vote(log, f"bot/{2 if number < 2 * percent else 1}", label, at=at + 1, percent=percent)
+    found = Trials(registry, log.engine).of("bot")
+    assert found is not None
+    assert (found.on_candidate, found.on_prod) == (Thumbs(0, 180), Thumbs(0, 20))
+    assert found.verdict(2100.0)[0] == "wait"
 
 
 def trial(on_candidate: Thumbs, on_prod: Thumbs, **policy: Any) -> Trial:

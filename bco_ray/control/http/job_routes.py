@@ -12,20 +12,21 @@ from fastapi.responses import JSONResponse, Response
 from bco_ray.control import wire
 from bco_ray.control.http.replies import FineTuningJob
 from bco_ray.control.http.trail_routes import Limit, add_trail, known_after
-from bco_ray.control.job import IllegalMoveError, Job, TooManyJobsError, WaitingRoom
+from bco_ray.control.job import ForeignModelError, IllegalMoveError, Job, TooManyJobsError, WaitingRoom
+from bco_ray.control.quotas import QuotaError
 from bco_ray.control.requests import JobRequest, RetryRequest, param_of
 from bco_ray.control.service import Asker, JobService
 from bco_ray.errors import SpecError
 from bco_ray.storage.feedback_rows import is_storable
 from bco_ray.web import errors
 from bco_ray.web.access import Caller
-from bco_ray.web.errors import ApiError, Translator
+from bco_ray.web.errors import QUOTA, ApiError, Translator
 from bco_ray.web.openapi import about
 from bco_ray.web.pages import page
 from bco_ray.web.replies import page_of
 
 MAX_BODY_BYTES = 1 << 20
-"""Of `POST /v1/fine_tuning/jobs`: for Edge (`larger`)."""
+"""Of `POST /v1/fine_tuning/jobs`, and all below it: for Edge (`larger`)."""
 
 Key = Annotated[str | None, Header(alias="idempotency-key", min_length=1, max_length=255)]
 
@@ -101,6 +102,11 @@ def as_api_error(error: Exception, otherwise: Translator = errors.as_api_error) 
             return ApiError(409, str(error), code="invalid_state", headers={"x-should-retry": "false"})
         case TooManyJobsError():
             return ApiError(429, str(error), code="too_many_jobs", headers={"retry-after": "60"})
+        case QuotaError():
+            headers = {"retry-after": str(error.after_seconds), "x-should-retry": "false"}
+            return ApiError(429, str(error), code=QUOTA, headers=headers)
+        case ForeignModelError():
+            return ApiError(403, str(error), code="model_of_another_project", param="suffix")
         case SpecError():
             return ApiError(400, str(error), code="invalid_spec", param=param_of(error.field))
     return otherwise(error)

@@ -36,8 +36,8 @@ DEFAULTS = Settings()
 
 @dataclass(frozen=True)
 class Extension:
-    """Routes from elsewhere, how their errors are told, which of their paths take larger bodies (bytes), and who writes
-    down what callers do here.
+    """Routes from elsewhere, how their errors are told, which of their paths take larger bodies (see `Edge`), and who
+    writes down what callers do here.
     """
 
     routers: Sequence[APIRouter] = ()

@@ -42,7 +42,7 @@ class Canary(Reply):
 
 
 class TrialSide(Reply):
-    """Thumbs on one version since the trial began, each person's first."""
+    """Thumbs on answers of one version that the canary's present share decided: one per answer and person."""
 
     model: str
     ups: int
@@ -58,8 +58,8 @@ class Bounds(Reply):
 
 
 class Trial(Reply):
-    """A canary against prod. `difference`: of the up-rates, may be looked at any time; it is wrong with a chance of
-    1 - `confidence`. `automatic`: it ends itself.
+    """A canary against prod. `since`: with these versions and this share. `difference`: of the up-rates, may be looked
+    at any time; it is wrong with a chance of 1 - `confidence`. `automatic`: it ends itself.
     """
 
     candidate: TrialSide

@@ -41,6 +41,7 @@ class Answer:
         self._backend = backend
         self._body = body
         self._prompt = prompt
+        self._canary_percent = target.canary_percent
         self._generation = Generation(target.engine, requests_of(target, body, prompt.ids, caller))
         self._handed_in = False
         wanted = body.wanted_logprobs
@@ -124,5 +125,6 @@ class Answer:
             sampling={**body.model_dump(include=_LOGGED, exclude_none=True), "max_tokens": body.limit},
             user=body.user,
             endpoint="chat" if head.chat else "text",
+            canary_percent=self._canary_percent,
         )
         return replace(completion.emptied("not_stored"), user=None) if body.store is False else completion

@@ -22,12 +22,15 @@ class ModelNotFoundError(ServingError):
 
 @dataclass(frozen=True)
 class Target:
-    """One version and what generates for it; `adapter` None: the engine's own weights."""
+    """One version and what generates for it; `adapter` None: the engine's own weights. `canary_percent`: the share of
+    the canary that chose it; None: none did.
+    """
 
     served: Served
     tokenizer: Tokenizer
     engine: Engine
     adapter: Adapter | None = None
+    canary_percent: float | None = None
 
 
 class Catalog(Protocol):

@@ -50,9 +50,10 @@ class RoutedCatalog:
         """See `Catalog.lease`."""
         if not self.table.routes:
             raise EngineDeadError(self._nothing())
-        route = self.table.pick(name, user)
+        route, canary = self.table.pick(name, user), self.table.canary_of(name)
         tokenizer = self._tokenizers[self._digests[route.served.tokenizer_dir]]
-        target = Target(route.served, tokenizer, self._engines[route.home], route.adapter)
+        share = canary.percent if canary else None
+        target = Target(route.served, tokenizer, self._engines[route.home], route.adapter, share)
         self.in_flight[route.home] += 1
         try:
             yield target

@@ -29,9 +29,12 @@ class Canary:
     percent: float
 
     def takes(self, user: str | None) -> bool:
-        """The same user always falls on the same side, and stays with the canary while its share grows."""
+        """The same user always falls on the same side, and stays with the canary while its share grows. Who are the
+        first is another draw for each version.
+        """
         who = user if user is not None else secrets.token_hex(8)
-        place = int.from_bytes(hashlib.sha256(who.encode()).digest()[:8], "big") / 2**64
+        drawn = hashlib.sha256(f"{self.reference}\n{who}".encode()).digest()
+        place = int.from_bytes(drawn[:8], "big") / 2**64
         return 100 * place < self.percent
 
 
@@ -53,13 +56,18 @@ class Table:
 
     def pick(self, name: str, user: str | None) -> Route:
         """The version that answers this request. Raises ModelNotFoundError naming what there is."""
-        canary = self.canaries.get(name)
-        if canary and canary.reference in self.routes and canary.takes(user):
+        canary = self.canary_of(name)
+        if canary and canary.takes(user):
             return self.routes[canary.reference]
         route = self.routes.get(self.names.get(name, name))
         if route is None:
             raise not_found(name, self.models())
         return route
+
+    def canary_of(self, name: str) -> Canary | None:
+        """Which decides who answers to this name; None if it says that itself, or the canary's version is not there."""
+        canary = self.canaries.get(name)
+        return canary if canary and canary.reference in self.routes else None
 
     def models(self) -> Sequence[tuple[str, Served]]:
         """Exact references first, then their aliases; a bare name is taken too, but is no id of its own."""
