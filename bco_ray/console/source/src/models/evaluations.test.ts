@@ -10,6 +10,7 @@ const evaluation: Evaluation = {
   votes: { rows: 40, ups: 24, prompts: 18, metrics: { auc: at(0.7, 0.6, 0.8), margin: at(null) } },
   answers: 16,
   answer_tokens: at(12, 10, 14),
+  kl_on_policy: at(2.5, 2, 3),
   opponents: [
     {
       model: "bot/1", role: "live", difference: { auc: at(0.1, -0.02, 0.2), margin: at(null) },
@@ -34,6 +35,7 @@ test("versions side by side: what was found, what was never looked for, and what
   expect(rows["Held-out votes"]).toEqual(["40, 60 % up", "–", "–"]);
   expect(rows.auc).toEqual(["0.7 (0.6 to 0.8)", "–", "–"]);
   expect(rows.Compared![0]).toBe("with bot/1: wins 0.6 (0.45 to 0.74) of 16 by rule: shorter, auc +0.1 (−0.02 to +0.2)");
+  expect(rows["Nats from the reference, by its own answers"]).toEqual(["2.5 (2 to 3)", "–", "–"]);
   expect(rows["Must-pass prompts"]![0]).toBe("1 of 2; failed: hours");
   expect(rows.Notes).toBeUndefined();
   expect(rowsOf([null]).map((row) => row.title)).toEqual(["Evaluated"]);

@@ -15,9 +15,10 @@ export interface Evaluation {
   votes: { rows: number; ups: number; prompts: number; metrics: Record<string, Estimated> } | null;
   answers: number;
   answer_tokens: Estimated;
+  kl_on_policy: Estimated;
   opponents: {
     model: string;
-    role: "base" | "live" | "named";
+    role: "base" | "live" | "named" | "reference";
     difference: Record<string, Estimated>;
     win_rate: { judge: string; wins: number; ties: number; losses: number; undecided: number; rate: Estimated } | null;
   }[];
@@ -52,6 +53,7 @@ export function rowsOf(found: Found[]): { title: string; cells: string[] }[] {
     row(name, (one) => (one.votes && Object.hasOwn(one.votes.metrics, name) ? estimateText(one.votes.metrics[name]!) : DASH));
   }
   row("Tokens of an answer", (one) => estimateText(one.answer_tokens));
+  row("Nats from the reference, by its own answers", (one) => estimateText(one.kl_on_policy));
   if (there.some((one) => one.opponents.length)) {
     row("Compared", (one) => one.opponents.map(againstText).join("; ") || DASH);
   }
