@@ -83,9 +83,12 @@ class JudgedVotes:
 
 @dataclass(frozen=True)
 class Measured:
-    """The result, and what was drawn for it: differences of two models are taken from draws."""
+    """The result, and what was drawn for it: differences of two models are taken from draws. `users`: how many cast the
+    votes (each without a name is one).
+    """
 
     votes: Votes
+    users: int
     drawn: dict[str, Drawn]
 
     def less(self, other: Measured, confidence: float) -> Metrics:
@@ -124,7 +127,7 @@ def measure(
         bars=_bars(votes),
         delta_by_source=offsets.deltas(delta) if offsets else {},
     )  # fmt: skip
-    return Measured(result, {name: drawn["", "", name] for name in groups["", ""]})
+    return Measured(result, len(np.unique(votes.user_N)), {name: drawn["", "", name] for name in groups["", ""]})
 
 
 def _drawn(

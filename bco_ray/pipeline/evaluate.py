@@ -28,7 +28,7 @@ from bco_ray.pipeline.measuring import measure_votes
 from bco_ray.pipeline.resolved import ResolvedJob
 from bco_ray.storage import evaluations as stored
 from bco_ray.storage import files
-from bco_ray.storage.evaluations import FEWEST_OF_A_CLASS, FEWEST_PROMPTS, Evaluation, Votes
+from bco_ray.storage.evaluations import FEWEST_OF_A_CLASS, FEWEST_PROMPTS, FEWEST_VOTERS, Evaluation, Votes
 from bco_ray.storage.registry import ModelVersion, Registry
 from bco_ray.storage.scored import ScoredManifest
 from bco_ray.telemetry import Phases
@@ -68,7 +68,7 @@ def evaluate_version(
         regression=tried or None,
         gate=job.spec.gate.model_dump(mode="json", exclude_none=True) if job.spec.gate else None,
         leaks=model.leaks,
-        notes=_notes([model, *others], measured[0]),
+        notes=notes_on([model, *others], measured[0]),
         seconds=_seconds(phases, before),
         bco_ray=bco_ray.__version__,
     )
@@ -76,7 +76,8 @@ def evaluate_version(
     return _written(job, version, evaluation, answers, [model, *others], outcomes)
 
 
-def _notes(who: Sequence[Contender], measured: Measured) -> list[str]:
+def notes_on(who: Sequence[Contender], measured: Measured) -> list[str]:
+    """What to know before one goes by the numbers of these models, whose votes are `measured` by the first."""
     notes = [contender.leaks for contender in who if contender.leaks]
     notes += [
         f"{other.name} is the reference: its rewards are all 0 by definition, so none are compared with it."
@@ -88,6 +89,8 @@ def _notes(who: Sequence[Contender], measured: Measured) -> list[str]:
         notes.append("No votes are held out (data.validation is 0, or the log is too small).")
     elif few := _few(votes):
         notes.append(few)
+    if 0 < measured.users < FEWEST_VOTERS:
+        notes.append(f"The held-out votes are of {measured.users} people: no interval says what others would vote.")
     if votes.rows and votes.delta_from == "votes":
         notes.append(
             "delta is taken from the held-out votes themselves (the training's is not known or was measured by another "

@@ -18,7 +18,6 @@ from bco_ray.storage.database import DATABASE
 from bco_ray.storage.export import FeedbackManifest, export, load_manifest, newest_manifest, verify_segments
 from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.objects import ObjectPath
-from bco_ray.storage.registry import Registry
 
 _ENTRY = re.compile(r"feedback(?::(?:(?:(?P<since>\d+)\.\.)?(?P<until>\d+))?)?")
 
@@ -76,14 +75,14 @@ def own_log(storage: Path, entry: str, base: str) -> OwnLog:
 
 
 def last_round(storage: Path, base: str) -> int | None:
-    """The newest manifest that `base`, or a version it descends from, has been trained on; None if none has.
+    """The newest manifest that `base`, or a model it descends from, has been trained on; None if none has.
 
     Other versions of the name do not count: what one that was never promoted learned, nobody is served by.
     """
     numbers = [
         number
-        for version in ancestry(Registry(storage), base)
-        for number in map(manifest_of, version.lineage.get("feedback") or ())
+        for _, lineage in ancestry(storage, base)
+        for number in map(manifest_of, (lineage or {}).get("feedback") or ())
         if number
     ]
     return max(numbers, default=None)

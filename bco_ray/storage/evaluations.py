@@ -30,6 +30,9 @@ FEWEST_DECIDED = 0.8
 FEWEST_OF_A_CLASS = 10
 """Prompts with a thumbs-up, and prompts with a thumbs-down, for what tells the two apart."""
 
+FEWEST_VOTERS = 10
+"""With fewer behind it, what is found out is told to be about them."""
+
 
 class Part(BaseModel):
     """Of an evaluation."""

@@ -27,12 +27,12 @@ def policy_of(registered: Mapping[str, Any] | None, evaluation: Evaluation | Non
 
     Raises StorageError for one that this version of bco-ray does not understand.
     """
-    known = None if registered is None else _read(registered)
-    if evaluation is None or evaluation.gate is None:
-        return known
-    newer = _read(evaluation.gate)
-    if known is None or newer.evaluates or not known.evaluates:
+    newer = None if evaluation is None or evaluation.gate is None else _read(evaluation.gate)
+    if newer is not None and newer.evaluates:
         return newer
+    known = None if registered is None else _read(registered)
+    if newer is None or known is None or not known.evaluates:
+        return newer or known
     return known.model_copy(update={"canary": newer.canary or known.canary})
 
 

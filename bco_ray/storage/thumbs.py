@@ -11,14 +11,19 @@ from bco_ray.storage.database import reading
 from bco_ray.storage.sequential import Thumbs
 from bco_ray.storage.tables import NOT_ERASED, completions, later_votes, votes
 
+SIDE_BY_SIDE = "side-by-side"
+"""The tag of a vote that says which of two answers is better, which is not how good each of them is."""
+
+_COMPARED = sa.cast(votes.c.tags, sa.Text).like(f'%"{SIDE_BY_SIDE}"%')
+
 
 def thumbs_since(engine: sa.Engine, models: Collection[str], since: float, percent: float) -> dict[str, Thumbs]:
     """Votes that count on answers given since then, by version; only of answers that a canary of this share decided.
 
     An answer counts once, and so does a person on all answers of a version, with the first vote: who votes much would
     otherwise decide, and votes of one person are not independent. The person is who asked, by the request's `user`:
-    what a vote says of its voter is anybody's to say. Asked without a name, each answer counts. Reads no more of the
-    log than came since.
+    what a vote says of its voter is anybody's to say. Asked without a name, each answer counts. Comparisons do not: one
+    of their two answers was asked for by name. Reads no more of the log than came since.
     """
     before = sa.select(votes.c.seq).where(votes.c.created_at < since).order_by(votes.c.seq.desc()).limit(1)
     query = (
@@ -30,6 +35,7 @@ def thumbs_since(engine: sa.Engine, models: Collection[str], since: float, perce
             completions.c.created_at >= since,
             completions.c.canary_percent == percent,
             votes.c.label.is_not(None),
+            sa.not_(_COMPARED),
             sa.not_(later_votes().exists()),
             *NOT_ERASED,
         )
@@ -44,10 +50,6 @@ def thumbs_since(engine: sa.Engine, models: Collection[str], since: float, perce
                 seen.add(who)
                 counts[model][0 if label else 1] += 1
     return {model: Thumbs(ups, downs) for model, (ups, downs) in counts.items()}
-
-
-SIDE_BY_SIDE = "side-by-side"
-"""The tag of a vote that says which of two answers is better, which is not how good each of them is."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,10 @@ class VersionVotes:
 
 def votes_by_version(engine: sa.Engine) -> list[VersionVotes]:
     """By the version that answered. Without a name each vote is a person's."""
-    compared = sa.cast(votes.c.tags, sa.Text).like(f'%"{SIDE_BY_SIDE}"%')
     voter = sa.func.coalesce(sa.func.nullif(votes.c.user, ""), votes.c.id)
-    turn = sa.func.row_number().over(partition_by=(completions.c.model, compared, voter), order_by=votes.c.seq)
+    turn = sa.func.row_number().over(partition_by=(completions.c.model, _COMPARED, voter), order_by=votes.c.seq)
     standing = (
-        sa.select(completions.c.model, votes.c.label, compared.label("compared"), turn.label("turn"))
+        sa.select(completions.c.model, votes.c.label, _COMPARED.label("compared"), turn.label("turn"))
         .join(votes, completions.c.id == votes.c.response_id)
         .where(sa.not_(later_votes().exists()), votes.c.label.is_not(None))
         .subquery()

@@ -12,6 +12,7 @@ import pytest
 from bco_ray.evaluation.heldout import reward_metrics
 from bco_ray.evaluation.votes import MOST_SOURCES, JudgedVotes, Settings, measure, named, told_apart
 from bco_ray.objective import SourceOffsets
+from bco_ray.pipeline.evaluate import notes_on
 
 SETTINGS = Settings(beta=0.1, confidence=0.95, resamples=200, bins=10, seed=0)
 
@@ -168,3 +169,12 @@ def test_votes_without_a_user_are_each_on_their_own() -> None:
     assert len(set(numbers)) == 4
     assert len(set(told_apart(pa.chunked_array([[None, None]], pa.string())).tolist())) == 2
     assert told_apart(pa.chunked_array([], pa.string())).tolist() == []
+
+
+def test_whoever_voted_is_counted_and_few_are_told_of() -> None:
+    votes = made(400, skill=1.0)
+    few = measure(replace(votes, user_N=np.arange(400) % 3), -0.5, "run", SETTINGS)
+    many = measure(votes, -0.5, "run", SETTINGS)
+    assert (few.users, many.users) == (3, 400)
+    assert notes_on([], few) == ["The held-out votes are of 3 people: no interval says what others would vote."]
+    assert notes_on([], many) == []

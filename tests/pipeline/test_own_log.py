@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from bco_ray.config import DataSpec
+from bco_ray.config import DataSpec, dump_spec, parse_spec
 from bco_ray.errors import SpecError
 from bco_ray.pipeline.log import resolve_log
 from bco_ray.pipeline.own_log import last_round, own_log
+from bco_ray.storage import files
 from bco_ray.storage.feedback_log import Choice, Completion, FeedbackLog, Vote
 from bco_ray.storage.registry import Registry
 from bco_ray.testing.tiny import write_tiny_model
@@ -63,6 +65,13 @@ def test_a_version_learned_what_those_did_that_it_descends_from(tmp_path: Path) 
     other = registry.register("other", made, {"run": "r", "parent": first, "feedback": ["/a.jsonl"]})
     assert last_round(tmp_path, other.reference) == last_round(tmp_path, str(other.directory.resolve())) == 1
     assert last_round(tmp_path, "other/9") is None
+    shutil.copytree(other.directory, tmp_path / "export")
+    assert last_round(tmp_path, str(tmp_path / "export")) == 1
+    run = tmp_path / "runs" / "again"
+    files.write_bytes(run / "spec.resolved.yaml", dump_spec(parse_spec(
+        {"name": "bot", "model": {"base": other.reference}, "data": {"feedback": "/b.jsonl"}}, where="test"
+    )).encode())  # fmt: skip
+    assert last_round(tmp_path, str(run / "model")) == 1
 
 
 def test_older_votes_are_what_the_rounds_before_had(tmp_path: Path) -> None:
@@ -87,11 +96,13 @@ def test_older_votes_are_what_the_rounds_before_had(tmp_path: Path) -> None:
 
 
 def test_what_was_pinned_stays_what_it_was(tmp_path: Path) -> None:
+    made = write_tiny_model(tmp_path / "made")
     vote(tmp_path, "ann")
-    first = resolve_log(DataSpec(feedback=["feedback:"]), tmp_path, "bot")
+    first = resolve_log(DataSpec(feedback=["feedback:"]), tmp_path, "/models/base")
+    learned = trained(tmp_path, "feedback:1", made)
     vote(tmp_path, "bob")
-    assert resolve_log(first.data, tmp_path, "bot").directory == first.directory
-    assert resolve_log(DataSpec(feedback=["feedback"]), tmp_path, "bot").directory != first.directory
+    assert resolve_log(first.data, tmp_path, learned).directory == first.directory
+    assert resolve_log(DataSpec(feedback=["feedback"]), tmp_path, learned).directory != first.directory
 
 
 @pytest.mark.parametrize(
@@ -105,4 +116,4 @@ def test_what_was_pinned_stays_what_it_was(tmp_path: Path) -> None:
 )
 def test_what_is_not_there_is_said(tmp_path: Path, entry: str, says: str) -> None:
     with pytest.raises(SpecError, match=says):
-        own_log(tmp_path, entry, "bot")
+        own_log(tmp_path, entry, "/models/base")

@@ -13,7 +13,7 @@ from bco_ray.errors import GateError, StorageError
 from bco_ray.evaluation.judging import win_rate
 from bco_ray.storage import files
 from bco_ray.storage.evaluations import Estimate, Evaluation, files_digest
-from bco_ray.storage.gate import refusals
+from bco_ray.storage.gate import policy_of, refusals
 from bco_ray.storage.registry import Registry, UnknownVersionError
 from bco_ray.testing.evaluations import made_evaluation
 
@@ -236,6 +236,13 @@ def test_a_name_whose_every_gate_is_shut_is_unknown(tmp_path: Path) -> None:
     with pytest.raises(UnknownVersionError, match=r"bot: no version has passed its gate yet.* Name one, as bot/1:"):
         registry.resolve("bot")
     assert registry.resolve("bot/1").version == 1
+
+
+def test_a_registered_gate_that_cannot_be_read_is_replaced_by_evaluating_again() -> None:
+    again = made_evaluation("bot/2", gate={"auc": {"min": 0.5}})
+    assert policy_of({"luck": {"min": 1}}, again) == GateSpec.model_validate({"auc": {"min": 0.5}})
+    with pytest.raises(StorageError, match=r"its gate cannot be read \(luck"):
+        policy_of({"luck": {"min": 1}}, made_evaluation("bot/2", gate={"canary": {}}))
 
 
 def test_what_cannot_be_read_is_no_pass(registry: Registry) -> None:

@@ -74,6 +74,12 @@ def test_only_answers_that_this_share_decided_count(log: FeedbackLog) -> None:
     assert thumbs_since(log.engine, ("bot/2",), 1000.0, 10) == {"bot/2": Thumbs(0, 1)}
 
 
+def test_who_compared_two_answers_side_by_side_counts_on_neither(log: FeedbackLog) -> None:
+    vote(log, "bot/1", False, "ann", tags=["x", SIDE_BY_SIDE])
+    vote(log, "bot/1", True, "ann", tags=["x"])
+    assert thumbs_since(log.engine, ("bot/1",), 1000.0, 10) == {"bot/1": Thumbs(1, 0)}
+
+
 def test_votes_from_before_it_began_are_not_even_read(log: FeedbackLog) -> None:
     vote(log, "bot/1", True, at=9e9)  # its vote is of now
     assert thumbs_since(log.engine, ("bot/1",), 8e9, 10) == {"bot/1": Thumbs()}

@@ -17,16 +17,22 @@ import {
 } from "./stats.ts";
 
 const FEW = 5;
+/** Votes are counted over the whole log, so not at every look at a canary. */
+const LOOKS_PER_COUNT = 4;
 
 export function ModelPage({ name }: { name: string }) {
   const path = `/v1/registry/models/${encodeURIComponent(name)}`;
   const model = useLoaded((signal) => get<Model>(path, signal), [name]);
   const thumbs = useLoaded(async (signal) => (await get<Page<Thumbs>>("/v1/feedback/summary", signal)).data, [name]);
-  useWatch(model.value?.canary != null, model.again);
+  useWatch(model.value?.canary != null, (looks) => {
+    model.again();
+    if (looks % LOOKS_PER_COUNT === 0) thumbs.again();
+  });
   const move = async (verb: "promote" | "rollback" | "canary", body: unknown) => {
     try {
       const moved = await post<Model>(`${path}/${verb}`, body);
       model.set(moved);
+      thumbs.again();
       say(`${lastMove(moved)}. The server follows within a moment.`);
     } catch (error) {
       if (!(error instanceof ApiError) || error.code !== "alias_moved") throw error;
@@ -55,12 +61,12 @@ export function ModelPage({ name }: { name: string }) {
 }
 
 /** While a canary runs, what became of it; but nothing changes below a question that is open. */
-function useWatch(runs: boolean, again: () => void): void {
+function useWatch(runs: boolean, again: (looks: number) => void): void {
   useEffect(() => {
     let looks = 0;
     return runs
       ? poll(async () => {
-          if (looks && !document.querySelector("dialog[open]")) again();
+          if (looks && !document.querySelector("dialog[open]")) again(looks);
           looks += 1;
           return WATCH_SECONDS;
         })
