@@ -119,12 +119,12 @@ def test_what_any_of_its_ancestors_has_seen_is_no_proof(job: ResolvedJob) -> Non
     assert base.leaks is None
     by_path = registered(job, 5, parent=str(job.storage / "models" / "bot" / "2"))
     assert "bot/1, which bot/5 goes back to," in (contenders(job, by_path, ())[0].leaks or "")
-    cleaned = registered(job, 7, parent=str(job.storage / "runs" / "run-9" / "model"))
-    assert "run-9/model, which is gone" in (contenders(job, cleaned, ())[0].leaks or "")
     of_run = registered(job, 6, parent=str(job.storage / "runs" / "run-1" / "model"))
     assert "run-1/model, which bot/6 goes back to, was trained with data.validation 0.1" in (
         contenders(job, of_run, ())[0].leaks or ""
     )
+    cleaned = registered(job, 7, parent=str(job.storage / "runs" / "run-9" / "model"))
+    assert "run-9/model, which is gone" in (contenders(job, cleaned, ())[0].leaks or "")
 
 
 def test_a_kept_reference_is_compared_with(job: ResolvedJob) -> None:
