@@ -569,7 +569,7 @@ def test_a_server_that_restarts_is_waited_for(bco: Shell) -> None:
         looks.release()
         return {"data": [], "has_more": False}
 
-    up = threading.Event()
+    up, told = threading.Event(), threading.Event()
 
     def serve() -> None:
         with listening(api, port):
@@ -579,11 +579,14 @@ def test_a_server_that_restarts_is_waited_for(bco: Shell) -> None:
         time.sleep(0.5)
         status[0] = "succeeded"
         with listening(api, port):
-            looks.acquire(timeout=20)
+            told.wait(60)
 
     with running(serve):
-        up.wait()
-        bco("get", "ftjob-1", "--wait", "--json", "--url", f"http://127.0.0.1:{port}")
+        assert up.wait(60)
+        try:
+            bco("get", "ftjob-1", "--wait", "--json", "--url", f"http://127.0.0.1:{port}")
+        finally:
+            told.set()
     assert "no server answers there. Asking again ... The server answers again." in bco.err
 
 
