@@ -9,10 +9,9 @@ from typing import Any
 from bco_ray.control.audit import AuditLog
 from bco_ray.errors import BcoError, GateError
 from bco_ray.storage.aliases import CANDIDATE, PROD
-from bco_ray.storage.registry import Registry
+from bco_ray.storage.registry import EVERYBODYS, Registry
 from bco_ray.storage.trials import Trial, Trials
 from bco_ray.telemetry import logger
-from bco_ray.web.access import LOOPBACK
 
 _ACTOR = "canary"
 
@@ -80,5 +79,5 @@ class Canaries:
 
     def _write_down(self, action: str, name: str, candidate: int, **facts: Any) -> None:
         """In the project whose job made the candidate."""
-        project = self._registry.get(name, candidate).lineage.get("project") or LOOPBACK.project
+        project = self._registry.get(name, candidate).lineage.get("project") or EVERYBODYS
         self._audit.record(project=project, actor=_ACTOR, action=action, target=name, **facts)

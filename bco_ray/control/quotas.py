@@ -47,6 +47,15 @@ def check_gpu_quota(
         )
 
 
+def used_up(engine: sa.Engine, key_id: str, allowed: float | None) -> str | None:
+    """What a waiting job waits for whose key has used up its GPU-hours; None if it has not."""
+    try:
+        check_gpu_quota(engine, key_id, allowed)
+    except QuotaError:
+        return "the next month (UTC): its key has used the GPU-hours that it may"
+    return None
+
+
 def check_upload_quota(connection: sa.Connection, project: str, size: int, allowed: int | None) -> None:
     """In the transaction that stores an upload of so many bytes. Raises QuotaError if a project would then have more
     than a key may fill it to.

@@ -31,11 +31,14 @@ from bco_ray.telemetry.meters import NoMeters
 
 @dataclass(frozen=True)
 class Room:
-    """How many jobs may be on the cluster at once: in all, of one project, and of the key that asked for them."""
+    """How many jobs may be on the cluster at once: in all, of one project, and of the key that asked for them.
+    `used_up` says what such a key has no more of, None if it has of everything.
+    """
 
     jobs: int = 8
     of_project: int | None = None
     of_key: Callable[[str], int | None] = lambda _: None
+    used_up: Callable[[str], str | None] = lambda _: None
 
 
 class _Holder(NamedTuple):
@@ -174,7 +177,7 @@ class Reconciler:
         }
         full = (f"{who} {held} jobs on the cluster, the most there may be" for who, (held, limit) in holders.items()
                 if limit is not None and held >= limit)  # fmt: skip
-        return next(full, None)
+        return next(full, None) or self._room.used_up(job.created_by)
 
     def _send(self, job: Job) -> None:
         try:

@@ -26,9 +26,8 @@ from bco_ray.storage.feedback_log import FeedbackLog
 from bco_ray.storage.feedback_rows import NotFoundError
 from bco_ray.storage.files import path_of
 from bco_ray.storage.job_directory import JobDirectory
-from bco_ray.storage.registry import NAME
+from bco_ray.storage.registry import EVERYBODYS, NAME
 from bco_ray.telemetry import traceparent
-from bco_ray.web.access import LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class JobService:
 
     def _check_owner(self, name: str, project: str) -> None:
         """Who asks without a key is of no team, so a model of theirs is everybody's. Raises ForeignModelError."""
-        if self.owner_of(name) not in {None, LOOPBACK.project, project}:
+        if self.owner_of(name) not in {None, EVERYBODYS, project}:
             raise ForeignModelError(
                 f"suffix: {name}: another project's model has this name, and versions under it would be served in its "
                 "place. Send another suffix."

@@ -37,7 +37,7 @@ from bco_ray.control.lease import Lease
 from bco_ray.control.metrics import JobMetrics
 from bco_ray.control.outgoing import Sender
 from bco_ray.control.places import Places
-from bco_ray.control.quotas import check_gpu_quota
+from bco_ray.control.quotas import check_gpu_quota, used_up
 from bco_ray.control.ray_jobs import RayJobs, cluster_session
 from bco_ray.control.reconciler import Reconciler, Room
 from bco_ray.control.service import JobService
@@ -157,7 +157,10 @@ class Jobs:
         webhooks, meters = WebhookStore(engine), RayMeters()
         metrics = JobMetrics(meters)
         keys = KeyStore.open(args.home, args.database)
-        room = Room(args.max_jobs, args.max_jobs_per_project, lambda key: keys.limits(key).running_jobs)
+        room = Room(
+            args.max_jobs, args.max_jobs_per_project, lambda key: keys.limits(key).running_jobs,
+            lambda key: used_up(engine, key, keys.limits(key).gpu_hours_per_month),
+        )  # fmt: skip
         store = job_store(engine, webhooks, meters)
         reconciler = Reconciler(store, RayJobs(args.home), args.home, room, metrics)
         upkeep = Upkeep(FileStore(engine, args.storage / "files"), webhooks)

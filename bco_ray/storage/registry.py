@@ -29,6 +29,8 @@ from bco_ray.storage.local_copies import local_copy
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 ALIAS = r"[A-Za-z0-9_-]+"
+EVERYBODYS = "default"
+"""The project of those who ask without a key: any other may add versions to a name that it has registered."""
 
 _REFERENCE = re.compile(rf"(?P<name>{NAME})(?:/(?P<version>\d+)|@(?P<alias>{ALIAS}))?")
 LINEAGE = "lineage.json"
@@ -88,6 +90,7 @@ class Registry:
         """Copy the model in `source` as the next version; registering the same run twice returns the first.
 
         `lineage["run"]` identifies the run: a resumed pipeline that had already registered finds its version again.
+        Raises ModelError if `lineage["project"]` is not the one that the name is of.
         """
         if known := self._of_run(name, lineage.get("run")):
             return known
@@ -96,6 +99,7 @@ class Registry:
         with self._writing(name):
             if known := self._of_run(name, lineage.get("run")):
                 return known
+            _require_owner(name, self.owner(name), lineage.get("project"))
             number = max(self.versions(name), default=0) + 1
             with files.new_directory(self.root / name / str(number)) as scratch:
                 shutil.copytree(source, scratch, dirs_exist_ok=True)
@@ -299,6 +303,14 @@ class Registry:
         if versions := self.versions(name):
             return f"Versions: {', '.join(map(str, versions))}; aliases: {self.aliases(name) or 'none'}."
         return f"Registered models: {', '.join(self.names()) or 'none'}. Is it the right storage directory?"
+
+
+def _require_owner(name: str, owner: str | None, project: str | None) -> None:
+    if owner not in {None, EVERYBODYS} and project not in {None, owner}:
+        raise ModelError(
+            f"{name}: another project has registered a model of this name meanwhile, and this version would be served "
+            "in its place. The run's directory has what was trained; send the job again with another suffix."
+        )
 
 
 def _require_expected(alias: str, now: int | None, expected: int | EllipsisType | None) -> None:

@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bco_ray.errors import BcoError
+from bco_ray.storage.registry import EVERYBODYS
 from bco_ray.telemetry import log_context, logger
 from bco_ray.web.errors import ApiError, as_api_error
 from bco_ray.web.hosts import check_local
@@ -103,8 +104,8 @@ class NoKeys:
 
 
 NO_KEYS = NoKeys()
-LOOPBACK = Caller("loopback", "default", "admin", lambda _: True)
-ANONYMOUS = Caller("anonymous", "default", "anonymous", lambda _: False)
+LOOPBACK = Caller("loopback", EVERYBODYS, "admin", lambda _: True)
+ANONYMOUS = Caller("anonymous", EVERYBODYS, "anonymous", lambda _: False)
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,16 @@ def test_projects_and_the_server_have_limits_and_say_so(tmp_path: Path) -> None:
     assert site.look(second, 3).holds_cluster
 
 
+def test_who_has_used_up_what_its_key_may_waits(tmp_path: Path) -> None:
+    lacks = {"small": "the next month"}
+    site = Site(tmp_path, Room(used_up=lacks.get))
+    small, other = site.job(created_by="small"), site.job()
+    assert site.look(small, 2).details["waiting_for"] == "the next month"
+    assert [site.store.get(job.id).holds_cluster for job in (small, other)] == [False, True]
+    lacks.clear()
+    assert site.look(small, 2).holds_cluster
+
+
 def test_the_more_urgent_goes_first(tmp_path: Path) -> None:
     site = Site(tmp_path, Room(jobs=1))
     site.job()

@@ -36,7 +36,7 @@ from bco_ray.training.metrics import MetricsLog
 from bco_ray.training.setup import TrainSetup
 from bco_ray.training.step import Objective
 
-pytestmark = [pytest.mark.ray, pytest.mark.e2e]
+pytestmark = [pytest.mark.ray, pytest.mark.e2e, pytest.mark.soak]
 
 HERE = Path(__file__).parent
 SECONDS = 180
@@ -209,7 +209,6 @@ def test_nodes_come_for_a_job_and_go_after_it(site: Site, faults: Any) -> None:
     faults.report("autoscaling", nodes_started=site.started(), killed=1, left=site.nodes()[-1], steps=len(steps))
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_an_elastic_training_gets_the_nodes_it_did_not_wait_for(site: Site, faults: Any, tmp_path: Path) -> None:
     """It begins on one, for which alone it would have to wait; the other was asked for, and is given back after it."""

@@ -15,7 +15,7 @@ from bco_ray.storage.stores import open_store
 from bco_ray.testing.tiny import write_tiny_model
 from bco_ray.training.metrics import MetricsLog
 
-pytestmark = [pytest.mark.ray, pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(600)]
 
 VOTES = 120
 

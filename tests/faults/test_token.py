@@ -29,7 +29,7 @@ import ray.dashboard
 
 from bco_ray.testing import ray_head
 
-pytestmark = [pytest.mark.ray, pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(900)]
 
 HEALTH = "/grpc.health.v1.Health/Check"
 """Says that the process serves, and nothing more."""

@@ -8,7 +8,7 @@ import pytest
 from bco_ray.errors import ConflictError, ModelError, StorageError
 from bco_ray.storage import files
 from bco_ray.storage import registry as registries
-from bco_ray.storage.registry import Registry
+from bco_ray.storage.registry import EVERYBODYS, Registry
 
 
 @pytest.fixture
@@ -189,3 +189,17 @@ def test_a_version_from_before_digests_cannot_be_verified(registry: Registry, mo
     lineage = files.read_json(version.directory / "lineage.json")
     files.write_json(version.directory / "lineage.json", {k: v for k, v in lineage.items() if k != "files"})
     assert not registry.verify("helper", 1)
+
+
+def test_a_name_is_of_the_project_that_registered_it_first(tmp_path: Path) -> None:
+    made, registry = tmp_path / "made", Registry(tmp_path)
+    made.mkdir()
+    registry.register("bot", made, {"run": "a", "project": "acme"})
+    with pytest.raises(ModelError, match="bot: another project has registered a model of this name meanwhile"):
+        registry.register("bot", made, {"run": "b", "project": "other"})
+    for run, project in (("c", "acme"), ("d", None)):
+        registry.register("bot", made, {"run": run, "project": project})
+    assert registry.versions("bot") == [1, 2, 3]
+    for run, project in (("a", EVERYBODYS), ("b", "acme")):
+        registry.register("free", made, {"run": run, "project": project})
+    assert registry.versions("free") == [1, 2]
