@@ -147,7 +147,7 @@ def _trial(registry: Registry, name: str, storage: Path) -> dict[str, Any] | Non
 
 def _gate(registry: Registry, name: str, version: int) -> str | list[str]:
     """`none`, `passes`, or the reasons."""
-    reasons = registry.refusals(name, version)
+    reasons = registry.gates(name).refusals(version)
     return "none" if reasons is None else reasons or "passes"
 
 

@@ -62,7 +62,7 @@ def evaluate(spec: Path, overrides: list[str], model: str, against: list[str]) -
     with cluster_for(job):
         place = evaluate_version(job, pipeline.score_job(job, phases), version, against, phases)
     found = registry.evaluations(version.name).get(version.version, int(place.name))
-    reasons = registry.refusals(version.name, version.version)
+    reasons = registry.gates(version.name).refusals(version.version)
     return {
         "model": version.reference,
         "directory": str(place),

@@ -68,7 +68,7 @@ class Canaries:
         candidate = state.aliases.get(CANDIDATE)
         if not state.percent or candidate is None or candidate != state.aliases.get(PROD):
             return
-        policy = self._registry.policy(name, candidate)
+        policy = self._registry.gates(name).policy(candidate)
         if policy is not None and policy.canary is not None:
             self._end(name, candidate, state.generation, "canary: it is prod now")
 

@@ -18,13 +18,12 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
-from bco_ray.config.gate import GateSpec
-from bco_ray.errors import ConflictError, GateError, ModelError, StorageError
+from bco_ray.errors import ConflictError, GateError, ModelError
 from bco_ray.storage import aliases as book
 from bco_ray.storage import files
 from bco_ray.storage.aliases import CANDIDATE, PROD, Aliases
 from bco_ray.storage.evaluations import Evaluations
-from bco_ray.storage.gate import policy_of, refusals
+from bco_ray.storage.gates import Gates
 from bco_ray.storage.local_copies import local_copy
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -154,12 +153,6 @@ class Registry:
         if not self.versions(name):
             raise UnknownVersionError(f"{reference or name}: no such model in {self.root}. {self._known(name)}")
 
-    def meant(self, name: str) -> int | None:
-        """The version of a bare name: `prod`, or before there is one the newest that its gate lets through; or none."""
-        if (live := self.aliases(name).get(PROD)) is not None:
-            return live
-        return next((number for number in reversed(self.versions(name)) if not self._shut(name, number)), None)
-
     def owner(self, name: str) -> str | None:
         """The project whose job registered its first version; None: there is none, or it was made without one."""
         first = next(iter(self.versions(name)), None)
@@ -169,23 +162,12 @@ class Registry:
         """What was found out about its versions."""
         return Evaluations(self.root / name)
 
-    def policy(self, name: str, version: int) -> GateSpec | None:
-        """Its gate. Raises StorageError if that cannot be read."""
-        return policy_of(self.get(name, version).lineage.get("gate"), self.evaluations(name).latest(version))
-
-    def refusals(self, name: str, version: int) -> list[str] | None:
-        """What is against pointing `prod` at a version now, [] if nothing is; None: neither it nor what is live (or
-        while nothing is, one before it) has a gate.
-        """
-        evaluation = self.evaluations(name).latest(version)
-        policy = self.policy(name, version)
-        live = self.aliases(name).get(PROD)
-        if policy is None or not policy.evaluates:
-            before = [live] if live else [number for number in reversed(self.versions(name)) if number < version]
-            if gated := next((number for number in before if self._gated(name, number)), None):
-                return [f"it has none, and {name}/{gated} has one: evaluate it with a spec that has a gate"]
-        other = None if live in (None, version) else f"{name}/{live}"
-        return None if policy is None else refusals(policy, evaluation, other)
+    def gates(self, name: str) -> Gates:
+        """What those of its versions say now."""
+        return Gates(
+            name, self.versions(name), lambda version: self.get(name, version).lineage, self.evaluations(name),
+            self.aliases(name).get(PROD),
+        )  # fmt: skip
 
     def promote(
         self,
@@ -261,7 +243,7 @@ class Registry:
 
     def _against(self, name: str, version: int, alias: str, *, force: bool) -> list[str]:
         """What its gate has against it. Raises GateError unless `force`."""
-        reasons = (self.refusals(name, version) or []) if alias == PROD else []
+        reasons = (self.gates(name).refusals(version) or []) if alias == PROD else []
         if reasons and not force:
             raise GateError(
                 f"{name}/{version} does not pass its gate: {'; '.join(reasons)}. Evaluate it (bco evaluate SPEC "
@@ -275,23 +257,8 @@ class Registry:
         known = (self.get(name, version) for version in self.versions(name))
         return next((version for version in known if run is not None and version.lineage.get("run") == run), None)
 
-    def _gated(self, name: str, version: int) -> bool:
-        """Whether its gate has thresholds, or cannot be read."""
-        try:
-            policy = self.policy(name, version)
-        except StorageError:
-            return True
-        return policy is not None and policy.evaluates
-
-    def _shut(self, name: str, version: int) -> bool:
-        """Its gate; what cannot be read is no pass."""
-        try:
-            return bool(self.refusals(name, version))
-        except StorageError:
-            return True
-
     def _meant(self, name: str) -> int:
-        if (number := self.meant(name)) is None:
+        if (number := self.gates(name).meant()) is None:
             newest = f"{name}/{self.versions(name)[-1]}"
             raise UnknownVersionError(
                 f"{name}: no version has passed its gate yet, so the bare name means none. Name one, as {newest}: show "

@@ -91,7 +91,7 @@ class Trials:
             return None
         since = began(state)
         thumbs = thumbs_since(self._log, (f"{name}/{candidate}", f"{name}/{prod}"), since, state.percent)
-        policy = self._registry.policy(name, candidate)
+        policy = self._registry.gates(name).policy(candidate)
         return Trial(
             name=name,
             candidate=candidate,

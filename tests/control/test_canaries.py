@@ -36,7 +36,7 @@ class Site:
         candidate, prod = state.aliases.get("candidate"), state.aliases.get("prod")
         if not state.percent or candidate in (None, prod):
             return None
-        policy = self.registry.policy(name, candidate)
+        policy = self.registry.gates(name).policy(candidate)
         return Trial(name, candidate, prod or 0, 0.0, state.generation, *self.thumbs, policy and policy.canary)
 
     def look(self) -> None:

@@ -174,7 +174,7 @@ def test_the_live_version_is_asked_next_and_one_that_is_no_better_is_refused(sto
     assert [(other.model, other.win_rate) for other in again.opponents] == [("helper/1", None)]
     assert (again.notes, again.kl_on_policy.value) == ([], None)
     assert again.opponents[0].difference["auc"].low is not None
-    assert registry.refusals("helper", 2) == []  # another policy, and the last evaluation counts
+    assert registry.gates("helper").refusals(2) == []  # another policy, and the last evaluation counts
 
 
 def test_an_erased_voters_prompts_are_forgotten_and_the_numbers_stay(storage: Path, first: Evaluation) -> None:

@@ -473,7 +473,7 @@ def test_a_name_is_of_the_project_that_registered_it_first(site: Site, tmp_path:
     registry, model = Registry(site.storage), write_tiny_model(tmp_path / "made")
     for name, project in (("ours", "acme"), ("theirs", "rival"), ("nobodys", None), ("local", "default")):
         registry.register(name, model, {"run": name, "project": project})
-    registry.register("ours", model, {"run": "later", "project": "rival"})
+    registry.register("ours", model, {"run": "later", "project": None})
     key = site.key("submit")
     client = site.client(key)
     for name in ("ours", "nobodys", "local", "new"):

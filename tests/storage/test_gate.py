@@ -159,11 +159,11 @@ def test_force_is_in_the_history_with_what_it_overrode(registry: Registry) -> No
 
 def test_the_last_evaluation_counts_and_brings_its_own_policy(registry: Registry) -> None:
     evaluations = registry.evaluations("bot")
-    assert registry.refusals("bot", 1) is None
+    assert registry.gates("bot").refusals(1) is None
     evaluations.add(1, made_evaluation("bot/1", gate={"kl": {"max": 0.5}}), {})
-    assert registry.refusals("bot", 1) == ["kl: upper bound 2 (of 1), max is 0.5"]
+    assert registry.gates("bot").refusals(1) == ["kl: upper bound 2 (of 1), max is 0.5"]
     evaluations.add(1, made_evaluation("bot/1", gate={"kl": {"max": 5}}), {})
-    assert registry.refusals("bot", 1) == []
+    assert registry.gates("bot").refusals(1) == []
     assert evaluations.numbers(1) == [1, 2]
     assert registry.versions("bot") == [1, 2, 3]
     assert registry.verify("bot", 1)
@@ -173,25 +173,27 @@ def test_a_gate_is_not_left_out_where_there_was_one(registry: Registry, tmp_path
     """A run whose spec has none makes a version that nothing is against, but for the one that it would replace."""
     for run, gate in (("d", None), ("e", {"canary": {}})):
         registry.register("bot", tmp_path / "m", {"run": run, "gate": gate})
-    assert registry.refusals("bot", 1) is None  # the first one: nothing was before it
+    assert registry.gates("bot").refusals(1) is None  # the first one: nothing was before it
     for number in (4, 5):
-        with pytest.raises(GateError, match=rf"bot/{number} does not pass.*: it has none, and bot/3 has one"):
+        with pytest.raises(GateError, match=rf"bot/{number} does not pass.*: it has none, and bot/2 has one"):
             registry.promote("bot", number)
     registry.evaluations("bot").add(2, made_evaluation("bot/2"), {})
     registry.promote("bot", 2)
-    assert registry.refusals("bot", 4) == ["it has none, and bot/2 has one: evaluate it with a spec that has a gate"]
+    assert registry.gates("bot").refusals(4) == [
+        "it has none, and bot/2 has one: evaluate it with a spec that has a gate"
+    ]
     registry.evaluations("bot").add(4, made_evaluation("bot/4", gate={"auc": {"min": 0.1}}), {})
-    assert registry.refusals("bot", 4) == []
+    assert registry.gates("bot").refusals(4) == []
     registry.promote("bot", 1, force=True)
-    assert registry.refusals("bot", 5) == []  # what is live has none
+    assert registry.gates("bot").refusals(5) == []  # what is live has none
 
 
 def test_an_evaluation_takes_no_threshold_away(registry: Registry) -> None:
     for gate in ({}, {"canary": {"min_votes": 5}}, {"difference": {}}):
         registry.evaluations("bot").add(3, made_evaluation("bot/3", gate=gate), {})
-        assert registry.refusals("bot", 3) == ["auc: lower bound 0.6 (of 0.7), min is 0.65"]
+        assert registry.gates("bot").refusals(3) == ["auc: lower bound 0.6 (of 0.7), min is 0.65"]
     registry.evaluations("bot").add(3, made_evaluation("bot/3", gate={"canary": {"min_votes": 7}}), {})
-    policy = registry.policy("bot", 3)
+    policy = registry.gates("bot").policy(3)
     assert policy is not None
     assert policy.canary is not None
     assert policy.canary.min_votes == 7
@@ -206,16 +208,16 @@ def test_an_evaluation_of_other_weights_counts_for_nothing(tmp_path: Path) -> No
     evaluation = made_evaluation("bot/1").model_copy(update={"files": digest})
     evaluations = registry.evaluations("bot")
     evaluations.add(1, evaluation, {"README.md": b"old card"})
-    assert registry.refusals("bot", 1) == []
+    assert registry.gates("bot").refusals(1) == []
     shutil.rmtree(old.directory)
     files.write_bytes(model / "weights", b"new")
     new = registry.register("bot", model, {"run": "b", "gate": gate})
     assert (new.version, files_digest(new.directory) != digest) == (1, True)
-    assert registry.refusals("bot", 1) == ["it was never evaluated"]
+    assert registry.gates("bot").refusals(1) == ["it was never evaluated"]
     evaluations.copy_card(1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     evaluations.add(1, made_evaluation("bot/1"), {})  # of before evaluations named the files
-    assert registry.refusals("bot", 1) == []
+    assert registry.gates("bot").refusals(1) == []
 
 
 def test_before_prod_a_bare_name_passes_over_shut_gates(registry: Registry) -> None:

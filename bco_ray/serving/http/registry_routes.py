@@ -17,6 +17,7 @@ from bco_ray.errors import ConflictError, GateError, ModelError, StorageError
 from bco_ray.serving.http import wire
 from bco_ray.serving.http.registry_replies import RegisteredModel
 from bco_ray.storage.aliases import Aliases
+from bco_ray.storage.gates import Gates
 from bco_ray.storage.registry import ALIAS, NAME, ModelVersion, Registry, UnknownVersionError
 from bco_ray.storage.trials import Trial
 from bco_ray.web.access import Audit, Caller, no_audit, require
@@ -156,11 +157,12 @@ def _model(registry: Registry, name: str, trial_of: Watch) -> wire.Json:
     """Raises UnknownVersionError."""
     registry.require(name)
     state, trial, numbers = registry.state(name), _trial(trial_of, name), registry.versions(name)
+    gates = registry.gates(name)
     earlier = {alias: state.earlier(alias) for alias in state.aliases}
     return {
         "id": name,
         "object": "registry.model",
-        "versions": [_version(registry, registry.get(name, number), state) for number in numbers],
+        "versions": [_version(registry, registry.get(name, number), state, gates) for number in numbers],
         "aliases": state.aliases,
         "before": {alias: version for alias, version in earlier.items() if version in numbers},
         "canary": asdict(state.canary) if state.canary else None,
@@ -170,7 +172,7 @@ def _model(registry: Registry, name: str, trial_of: Watch) -> wire.Json:
     }
 
 
-def _version(registry: Registry, version: ModelVersion, state: Aliases) -> wire.Json:
+def _version(registry: Registry, version: ModelVersion, state: Aliases, gates: Gates) -> wire.Json:
     return {
         "id": version.reference,
         "object": "registry.version",
@@ -178,7 +180,7 @@ def _version(registry: Registry, version: ModelVersion, state: Aliases) -> wire.
         "aliases": [alias for alias, number in state.aliases.items() if number == version.version],
         **{key: version.lineage.get(key) for key in _SUMMARY},
         "evaluations": len(registry.evaluations(version.name).numbers(version.version)),
-        "gate": _gate(registry, version),
+        "gate": _gate(gates, version.version),
     }
 
 
@@ -191,10 +193,10 @@ def _trial(trial_of: Watch, name: str) -> wire.Json | None:
     return trial.as_json() if trial else None
 
 
-def _gate(registry: Registry, version: ModelVersion) -> wire.Json | None:
+def _gate(gates: Gates, version: int) -> wire.Json | None:
     """What of it can be read: a damaged evaluation must not hide the rest of the registry."""
     try:
-        reasons = registry.refusals(version.name, version.version)
+        reasons = gates.refusals(version)
     except StorageError as error:
         reasons = [str(error)]
     return None if reasons is None else {"passes": not reasons, "reasons": reasons}

@@ -46,7 +46,7 @@ def _add(found: Wanted, registry: Registry, name: str) -> None:
     if not versions:
         raise ModelError(f"{name}: no such model in {registry.root}.")
     found.directories.update({f"{name}/{number}": registry.root / name / str(number) for number in versions})
-    if (number := registry.meant(name)) is not None:
+    if (number := registry.gates(name).meant()) is not None:
         found.names[name] = f"{name}/{number}"
     found.names.update({f"{name}@{alias}": f"{name}/{number}" for alias, number in state.aliases.items()})
     if state.canary and state.canary.alias in state.aliases:
