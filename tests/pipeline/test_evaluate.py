@@ -22,6 +22,7 @@ from bco_ray.testing.tiny import write_tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
+NINE_PEOPLE = "The held-out votes are of 9 people: no interval says what others would vote."
 GATE = {"auc": {"min": 0.6}, "win_rate": {"min": 0.05}, "regression": "all"}
 
 
@@ -113,7 +114,8 @@ def test_the_base_is_what_it_is_compared_with(storage: Path, first: Evaluation) 
     assert base.votes.metrics["auc"].value == 0.5  # the reference's own rewards are all 0
     assert (base.is_reference, base.difference) == (True, {})
     assert first.notes == [
-        f"{base.model} is the reference: its rewards are all 0 by definition, so none are compared with it."
+        f"{base.model} is the reference: its rewards are all 0 by definition, so none are compared with it.",
+        NINE_PEOPLE,
     ]
     assert base.win_rate is not None
     assert base.win_rate.wins + base.win_rate.ties + base.win_rate.losses == first.answers == 20
@@ -172,7 +174,7 @@ def test_the_live_version_is_asked_next_and_one_that_is_no_better_is_refused(sto
     place = evaluate_version(job, score_job(job, Phases(quiet=True)), outcome.version, ["helper/1"], Phases(quiet=True))
     again = registry.evaluations("helper").get(2, int(place.name))
     assert [(other.model, other.win_rate) for other in again.opponents] == [("helper/1", None)]
-    assert (again.notes, again.kl_on_policy.value) == ([], None)
+    assert (again.notes, again.kl_on_policy.value) == ([NINE_PEOPLE], None)
     assert again.opponents[0].difference["auc"].low is not None
     assert registry.gates("helper").refusals(2) == []  # another policy, and the last evaluation counts
 
