@@ -294,6 +294,16 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+def until(page: Any, expression: str) -> None:
+    """In place of Playwright's own, which evaluates it within the page if it does not hold at once: the policy of the
+    page's scripts forbids that.
+    """
+    deadline = time.monotonic() + 60
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def new_page(chromium: Any) -> Iterator[Callable[..., Any]]:
     """`new_page(**options of a context)`: an empty profile. What the browser complains of fails the test."""
@@ -303,7 +313,8 @@ def new_page(chromium: Any) -> Iterator[Callable[..., Any]]:
     def opened(**options: Any) -> Any:
         contexts.append(chromium.new_context(reduced_motion="reduce", **options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)  # tests share a machine
+        page.wait_for_function = partial(until, page)
         page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(f"a dialog opened: {dialog.message}"))
